@@ -1,0 +1,226 @@
+"""Everything that flows through a build, in the order of the flow; each record is valid at birth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, NamedTuple
+
+from cot_builder.vocabulary import ASSERTIONS, LABEL_VALUES, LABELS, REGIONS
+
+Assertion = Literal["positive", "negative", "uncertain"]
+Basis = Literal["stated", "implied"]
+Row = dict[str, Any]
+
+_LABEL_SET: Final = frozenset(LABELS)
+_REGION_ORDER: Final = {region: place for place, region in enumerate(REGIONS)}
+
+
+class Section(NamedTuple):
+    """A named part of a report; all character offsets of chains point into `text`."""
+
+    name: str
+    text: str
+
+
+class Image(NamedTuple):
+    """One radiograph of a study: path relative to the release root, view as the release names it, size in pixels."""
+
+    path: str
+    image_id: str
+    view: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One study as its release gives it: sections of text and images.
+
+    `file` is the path of the report below the release root (for a table: `name.csv:row`).
+    """
+
+    study_id: str
+    subject_id: str | None
+    source: str
+    split: str | None
+    sections: tuple[Section, ...]
+    images: tuple[Image, ...] = ()
+    file: str = ""
+
+    def section(self, name: str) -> str:
+        """Return the text of one section, or the empty string when the report has none."""
+        return next((s.text for s in self.sections if s.name == name), "")
+
+
+class Sentence(NamedTuple):
+    """One sentence of a section: `text == section_text[start:end]`; `index` counts from 0 in the section."""
+
+    section: str
+    index: int
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One mention of one observation: finding → concepts → disease → regions.
+
+    `section_text[start:end] == finding` always; `rule` names the bank entry and the cue that made the chain.
+    """
+
+    section: str
+    sentence: int
+    finding: str
+    start: int
+    end: int
+    disease: str
+    basis: Basis
+    assertion: Assertion
+    regions: tuple[str, ...]
+    concepts: tuple[str, ...] = ()
+    severity: str | None = None
+    temporal: str | None = None
+    boxes: tuple[Row, ...] = ()
+    rule: str = ""
+
+    def __post_init__(self) -> None:
+        if self.disease not in _LABEL_SET:
+            raise ValueError(f"unknown disease {self.disease!r}; expected one of {', '.join(LABELS)}")
+        _check_mention(self)
+
+    def to_row(self) -> Row:
+        """Return the chain as a row of the dataset's `chains` column."""
+        return {
+            "section": self.section,
+            "sentence": self.sentence,
+            "finding": self.finding,
+            "start": self.start,
+            "end": self.end,
+            "concepts": list(self.concepts),
+            "disease": self.disease,
+            "basis": self.basis,
+            "assertion": self.assertion,
+            "regions": list(self.regions),
+            "severity": self.severity,
+            "temporal": self.temporal,
+            "boxes": list(self.boxes),
+            "rule": self.rule,
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Chain:
+        """Read a chain back from a row of the `chains` column."""
+        return cls(
+            **{
+                **row,
+                "concepts": tuple(row["concepts"]),
+                "regions": tuple(row["regions"]),
+                "boxes": tuple(row["boxes"]),
+            }
+        )
+
+    def shifted(self, *, section: str, sentence: int, by: int) -> Chain:
+        """Return the same chain at another place of a report: `by` characters further on."""
+        return replace(
+            self, section=section, sentence=sentence, start=self.start + by, end=self.end + by
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Unmapped:
+    """An abnormal observation that belongs to none of the 14 labels, kept beside the chains."""
+
+    section: str
+    sentence: int
+    finding: str
+    start: int
+    end: int
+    assertion: Assertion
+    regions: tuple[str, ...]
+    rule: str = ""
+
+    def __post_init__(self) -> None:
+        _check_mention(self)
+
+    def to_row(self) -> Row:
+        """Return the finding as a row of the dataset's `unmapped` column."""
+        return {
+            "section": self.section,
+            "sentence": self.sentence,
+            "finding": self.finding,
+            "start": self.start,
+            "end": self.end,
+            "assertion": self.assertion,
+            "regions": list(self.regions),
+            "rule": self.rule,
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Unmapped:
+        """Read a finding back from a row of the `unmapped` column."""
+        return cls(**{**row, "regions": tuple(row["regions"])})
+
+    def shifted(self, *, section: str, sentence: int, by: int) -> Unmapped:
+        """Return the same finding at another place of a report: `by` characters further on."""
+        return replace(
+            self, section=section, sentence=sentence, start=self.start + by, end=self.end + by
+        )
+
+
+class Decomposition(NamedTuple):
+    """What one report yields.
+
+    `bearing` counts the sentences that carry a finding, `covered` those of them that gave a chain or an
+    unmapped finding; coverage is covered / bearing.
+    """
+
+    chains: tuple[Chain, ...]
+    unmapped: tuple[Unmapped, ...]
+    sentences: int
+    bearing: int
+    covered: int
+
+
+class Rejected(NamedTuple):
+    """An input that gave no row, or lost a part of one: where it lies, and why.
+
+    `reason` is a short fixed code (`empty_report`); `detail` says what was expected and what came.
+    """
+
+    source: str
+    file: str
+    reason: str
+    detail: str
+    study_id: str | None = None
+
+    def to_row(self) -> Row:
+        """Return the record as a line of `rejects.jsonl`."""
+        return self._asdict()
+
+
+def in_bank_order(regions: set[str] | frozenset[str]) -> tuple[str, ...]:
+    """Sort regions into bank order.
+
+    >>> in_bank_order({"trachea", "left lung"})
+    ('left lung', 'trachea')
+    """
+    return tuple(sorted(regions, key=_REGION_ORDER.__getitem__))
+
+
+def _check_mention(mention: Chain | Unmapped) -> None:
+    if mention.end - mention.start != len(mention.finding) or mention.start < 0 or not mention.finding:
+        raise ValueError(
+            f"finding {mention.finding!r} does not span characters {mention.start} to {mention.end}"
+        )
+    if mention.assertion not in LABEL_VALUES:
+        raise ValueError(
+            f"unknown assertion {mention.assertion!r}; expected one of {', '.join(ASSERTIONS)}"
+        )
+    places = [_REGION_ORDER.get(region, -1) for region in mention.regions]
+    if not places or places != sorted(set(places)) or places[0] < 0:
+        raise ValueError(
+            f"regions {mention.regions!r} must be one or more of the 12 regions, once each, in bank order: "
+            f"{', '.join(REGIONS)}"
+        )
