@@ -1,0 +1,235 @@
+"""The dataset folder: Parquet shards of studies, `rejects.jsonl`, and `manifest.json`, written last.
+
+A folder without a manifest is not complete. `studies` holds one row a study:
+
+| column | holds |
+| --- | --- |
+| `study_id`, `subject_id`, `source`, `split` | as the release names them; null where it does not |
+| `sections` | list of (name, text): every section of the report; all offsets point into these texts |
+| `images` | list of (path, image_id, view, width, height); the path starts at the release's root |
+| `chains`, `unmapped` | the mentions, as in `cot_builder.records`; boxes are xyxy in the original image's pixels |
+| `labels` | the 14 CheXpert labels, from stated chains: 1, 0, -1 (uncertain) or null (not mentioned) |
+| `provenance` | report file, SHA-256 of the section texts, bank version, counts of sentences |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cot_builder.errors import UserError
+from cot_builder.records import Decomposition, Report, Row
+from cot_builder.vocabulary import LABELS
+
+MANIFEST: Final = "manifest.json"
+REJECTS: Final = "rejects.jsonl"
+# `datasets` finds a split in a file's name by its own words for it.
+_SPLIT_IN_FILE_NAME: Final = {"validate": "validation", "val": "validation", "valid": "validation"}
+
+_TEXT: Final = pa.string()
+_TEXTS: Final = pa.list_(pa.string())
+_INT: Final = pa.int32()
+_BOX: Final = pa.struct(
+    [
+        ("x1", pa.float64()),
+        ("y1", pa.float64()),
+        ("x2", pa.float64()),
+        ("y2", pa.float64()),
+        ("image_id", _TEXT),
+        ("width", _INT),
+        ("height", _INT),
+        ("source", _TEXT),
+        ("certainty", pa.float64()),
+    ]
+)
+_CHAIN: Final = pa.struct(
+    [
+        ("section", _TEXT),
+        ("sentence", _INT),
+        ("finding", _TEXT),
+        ("start", _INT),
+        ("end", _INT),
+        ("concepts", _TEXTS),
+        ("disease", _TEXT),
+        ("basis", _TEXT),
+        ("assertion", _TEXT),
+        ("regions", _TEXTS),
+        ("severity", _TEXT),
+        ("temporal", _TEXT),
+        ("boxes", pa.list_(_BOX)),
+        ("rule", _TEXT),
+    ]
+)
+_UNMAPPED: Final = pa.struct(
+    [
+        ("section", _TEXT),
+        ("sentence", _INT),
+        ("finding", _TEXT),
+        ("start", _INT),
+        ("end", _INT),
+        ("assertion", _TEXT),
+        ("regions", _TEXTS),
+        ("rule", _TEXT),
+    ]
+)
+_SECTION: Final = pa.struct([("name", _TEXT), ("text", _TEXT)])
+_IMAGE: Final = pa.struct(
+    [("path", _TEXT), ("image_id", _TEXT), ("view", _TEXT), ("width", _INT), ("height", _INT)]
+)
+_PROVENANCE: Final = pa.struct(
+    [
+        ("file", _TEXT),
+        ("text_sha256", _TEXT),
+        ("bank_version", _TEXT),
+        ("sentences", _INT),
+        ("bearing", _INT),
+        ("covered", _INT),
+    ]
+)
+SCHEMA: Final = pa.schema(
+    [
+        ("study_id", _TEXT),
+        ("subject_id", _TEXT),
+        ("source", _TEXT),
+        ("split", _TEXT),
+        ("sections", pa.list_(_SECTION)),
+        ("images", pa.list_(_IMAGE)),
+        ("chains", pa.list_(_CHAIN)),
+        ("unmapped", pa.list_(_UNMAPPED)),
+        ("labels", pa.struct([(label, pa.int8()) for label in LABELS])),
+        ("provenance", _PROVENANCE),
+    ]
+)
+
+
+def study_row(
+    report: Report,
+    decomposition: Decomposition,
+    labels: dict[str, int | None],
+    *,
+    bank_version: str,
+) -> Row:
+    """Return one study as a row of the dataset, by the columns of `SCHEMA`."""
+    texts = "\n".join(section.text for section in report.sections)
+    return {
+        "study_id": report.study_id,
+        "subject_id": report.subject_id,
+        "source": report.source,
+        "split": report.split,
+        "sections": [section._asdict() for section in report.sections],
+        "images": [image._asdict() for image in report.images],
+        "chains": [chain.to_row() for chain in decomposition.chains],
+        "unmapped": [finding.to_row() for finding in decomposition.unmapped],
+        "labels": labels,
+        "provenance": {
+            "file": report.file,
+            "text_sha256": hashlib.sha256(texts.encode()).hexdigest(),
+            "bank_version": bank_version,
+            "sentences": decomposition.sentences,
+            "bearing": decomposition.bearing,
+            "covered": decomposition.covered,
+        },
+    }
+
+
+def shard_name(split: str | None, place: int, of: int, *, any_split: bool = True) -> str:
+    """Return a shard's file name, made so that `datasets` finds the splits by themselves.
+
+    Studies without a split go to `unsplit`, which `datasets` leaves out beside real splits; a release
+    with no splits at all (`any_split=False`) goes to `train`, as `datasets` calls an only split.
+
+    >>> shard_name("validate", 0, 2)
+    'validation-00000-of-00002.parquet'
+    """
+    stem = (split and _SPLIT_IN_FILE_NAME.get(split, split)) or ("unsplit" if any_split else "train")
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', stem)}-{place:05d}-of-{of:05d}.parquet"
+
+
+def write_shard(path: Path, rows: Sequence[Row], *, scratch: Path) -> str:
+    """Write rows as one Parquet file and return its SHA-256; equal rows give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
+    content = sink.getvalue()
+    write_whole(path, content, scratch=scratch)
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_whole(path: Path, content: bytes | pa.Buffer, *, scratch: Path) -> None:
+    """Write a file so that it has its name only once all its bytes are on the disk.
+
+    `scratch` is a folder on the same disk for the bytes until then.
+    """
+    temporary = scratch / f"{path.name}.{os.getpid()}"
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a dataset folder; UserError when it is no complete dataset."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"no dataset folder at {folder}; `cot-builder build --out {folder}` makes one")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest["splits"], manifest["shards"]
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} has no {MANIFEST}: it is not complete; run the build again with --resume"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a manifest of cot-builder ({error}); build the dataset again"
+        ) from None
+    return manifest
+
+
+def read_studies(
+    folder: Path, *, columns: Sequence[str] | None = None, study_id: str | None = None
+) -> Iterator[Row]:
+    """Yield the rows of a dataset in its own order.
+
+    `columns` may name nested fields (`provenance.covered`); `study_id` reads that study alone.
+    """
+    for shard in read_manifest(folder)["shards"]:
+        yield from _read_shard(folder / shard["file"], columns, study_id)
+
+
+def read_rejects(folder: Path) -> Iterator[Row]:
+    """Yield the lines of `rejects.jsonl`: source, file, reason, detail, study_id."""
+    with (folder / REJECTS).open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def json_lines(rows: Iterable[Row]) -> bytes:
+    """Return rows as JSON Lines in UTF-8."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _read_shard(path: Path, columns: Sequence[str] | None, study_id: str | None) -> Iterator[Row]:
+    only = None if study_id is None else [("study_id", "=", study_id)]
+    try:
+        if only:
+            yield from pq.read_table(path, columns=columns, filters=only).to_pylist()
+            return
+        with pq.ParquetFile(path) as shard:
+            for batch in shard.iter_batches(batch_size=500, columns=columns):
+                yield from batch.to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, though {MANIFEST} lists it; build again") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not the Parquet file that {MANIFEST} lists: {error}") from None

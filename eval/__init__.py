@@ -1,0 +1,1 @@
+"""Scores of chains, labels, texts and boxes, and the tables and figures made of them."""

@@ -1,0 +1,154 @@
+"""The pictures of `cot-builder stats --plots`: one PNG a question, each titled with its dataset and n."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cot_builder.vocabulary import LABELS, REGIONS
+from eval.dataset_statistics import DatasetStatistics
+
+# Okabe and Ito's palette: told apart by colour-blind readers and in grey.
+_COLOURS: Final = {"positive": "#D55E00", "uncertain": "#F0C242", "negative": "#0072B2"}
+
+
+def write_plots(statistics: DatasetStatistics, folder: Path) -> tuple[Path, ...]:
+    """Draw every plot of `PLOTS` into a folder, as PNG, and return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return tuple(_write(plot, statistics, folder / f"{name}.png") for name, plot in PLOTS.items())
+
+
+def plot_labels(axes: Axes, statistics: DatasetStatistics) -> None:
+    """Chains by label and assertion."""
+    _stacked_bars(axes, LABELS, statistics.chains)
+    axes.set_title(f"Chains by label and assertion ({statistics.chains.total():,} chains)")
+    axes.set_xlabel("chains")
+
+
+def plot_regions(axes: Axes, statistics: DatasetStatistics) -> None:
+    """Chains by region and assertion; a chain counts in each of its regions."""
+    _stacked_bars(axes, REGIONS, statistics.regions)
+    axes.set_title(f"Chains by region and assertion ({statistics.regions.total():,} places)")
+    axes.set_xlabel("chains (one with two regions counts in both)")
+
+
+def plot_cooccurrence(axes: Axes, statistics: DatasetStatistics) -> None:
+    """Of the studies with the row's label positive, the share with the column's positive too."""
+    counts = np.array([[statistics.pairs[row, column] for column in LABELS] for row in LABELS])
+    totals = counts.diagonal()[:, None]
+    shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    np.fill_diagonal(shares, np.nan)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        if not np.isnan(share) and share > 0:
+            colour = "white" if share > 0.6 else "#222222"
+            axes.text(
+                column, row, _percent(share), ha="center", va="center", fontsize=7.5, color=colour
+            )
+    axes.set_facecolor("#eeeeee")
+    axes.set_xticks(range(len(LABELS)), LABELS, rotation=45, ha="right", rotation_mode="anchor")
+    names = [f"{label} ({n:,})" for label, n in zip(LABELS, counts.diagonal(), strict=True)]
+    axes.set_yticks(range(len(LABELS)), names)
+    axes.set_xticks(np.arange(len(LABELS)) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(LABELS)) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    axes.tick_params(which="both", length=0)
+    axes.set_title("Labels found together: % of the row's positive studies")
+
+
+def plot_coverage(axes: Axes, statistics: DatasetStatistics) -> None:
+    """Share of each study's finding-bearing sentences that gave a chain or an unmapped finding."""
+    bearing = {key: n for key, n in statistics.coverage.items() if key[0]}
+    shares = [100 * covered / bearing_sentences for bearing_sentences, covered in bearing]
+    axes.hist(shares, bins=np.linspace(0, 100, 21), weights=list(bearing.values()), **_BARS)
+    share = 100 * statistics.covered / statistics.bearing if statistics.bearing else np.nan
+    axes.set_title(
+        f"Coverage: {share:.1f} % of {statistics.bearing:,} finding-bearing sentences gave a chain\n"
+        f"({statistics.total - sum(bearing.values()):,} studies have no such sentence)"
+    )
+    axes.set_xlabel("% of a study's finding-bearing sentences")
+    axes.set_ylabel("studies")
+    axes.set_xlim(0, 100)
+
+
+def plot_length(axes: Axes, statistics: DatasetStatistics) -> None:
+    """Words of the decomposed sections, a study each."""
+    words = np.array(statistics.words)
+    # The longest hundredth would squeeze the rest; it is counted in the last bar.
+    longest = max(int(np.percentile(words, 99)), 10)
+    axes.hist(np.minimum(words, longest), bins=min(40, longest), **_BARS)
+    median = float(np.median(words))
+    axes.axvline(median, color="#222222", linewidth=1, linestyle="--")
+    axes.annotate(
+        f"median {median:g}",
+        (median, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="top",
+    )
+    axes.set_title(f"Report length (the last bar holds all of {longest:,} words or more)")
+    axes.set_xlabel("words in the decomposed sections")
+    axes.set_ylabel("studies")
+
+
+# To add one: write a function that draws on the axes it is given, and name its file here.
+PLOTS: Final[Mapping[str, Callable[[Axes, DatasetStatistics], None]]] = {
+    "labels": plot_labels,
+    "regions": plot_regions,
+    "cooccurrence": plot_cooccurrence,
+    "coverage": plot_coverage,
+    "length": plot_length,
+}
+_BARS: Final[Mapping[str, str]] = {"color": "#0072B2", "edgecolor": "white"}
+
+
+def _write(
+    plot: Callable[[Axes, DatasetStatistics], None], statistics: DatasetStatistics, path: Path
+) -> Path:
+    figure = Figure(figsize=(9, 8) if plot is plot_cooccurrence else (9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    plot(axes, statistics)
+    axes.title.set_fontweight("bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(statistics.caption, fontsize=8, color="#666666", x=0.99, ha="right")
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _stacked_bars(
+    axes: Axes, names: Sequence[str], counts: Mapping[tuple[str, str], int]
+) -> None:
+    left = np.zeros(len(names))
+    for assertion, colour in _COLOURS.items():
+        widths = np.array([counts[name, assertion] for name in names])
+        axes.barh(names, widths, left=left, color=colour, label=assertion, height=0.75)
+        left += widths
+    _write_totals(axes, left)
+    axes.set_xlim(0, max(left.max(), 1) * 1.1)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _write_totals(axes: Axes, totals: Iterable[float]) -> None:
+    for place, total in enumerate(totals):
+        axes.annotate(
+            f"{total:,.0f}",
+            (total, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color="#444444",
+        )
+
+
+def _percent(share: float) -> str:
+    return "<1" if share < 0.005 else f"{100 * share:.0f}"
