@@ -1,37 +1,102 @@
-"""Reports to chains by rules."""
+"""Reports to chains by rules: sentences → units → mentions → chains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from cot_builder.records import Decomposition, Section
+from cot_builder.decompose.grammar import Mention, parse
+from cot_builder.decompose.lexicon import Lexicon, compile_lexicon
+from cot_builder.decompose.units import Unit, find_units, fold
+from cot_builder.records import Chain, Decomposition, Section, Unmapped, in_bank_order
+from cot_builder.sentences import split_sentences
 from knowledge_banks import Banks
+
+
+class SentenceResult(NamedTuple):
+    """Chains and unmapped findings of one sentence, with offsets in the sentence, and whether it bears a finding."""
+
+    chains: tuple[Chain, ...]
+    unmapped: tuple[Unmapped, ...]
+    bearing: bool
 
 
 class Decomposer:
     """Turns the sections of a report into chains; holds the compiled banks and a cache of sentences.
 
-    TEMPORARY body, the real one is being written; the signature is final.
+    Results never depend on the cache: a sentence is decomposed without its neighbours.
     """
 
     def __init__(self, banks: Banks, *, cache: bool = True) -> None:
         self.banks = banks
+        self.lexicon = compile_lexicon(banks)
+        self._cache: dict[str, SentenceResult] | None = {} if cache else None
 
     def decompose(self, sections: Iterable[Section]) -> Decomposition:
         """Decompose the given sections, in order."""
-        from cot_builder.records import Chain
-
-        chains = []
-        n = 0
+        chains: list[Chain] = []
+        unmapped: list[Unmapped] = []
+        sentences = bearing = covered = 0
         for section in sections:
-            start = section.text.lower().find("pneumothorax")
-            n += 1
-            if start >= 0:
-                chains.append(
-                    Chain(
-                        section=section.name, sentence=0, finding=section.text[start : start + 12],
-                        start=start, end=start + 12, disease="Pneumothorax", basis="stated",
-                        assertion="negative", regions=("whole lung",), rule="temporary",
-                    )
-                )
-        return Decomposition(tuple(chains), (), n, n, len(chains))
+            outside = False
+            for sentence in split_sentences(section):
+                sentences += 1
+                title = fold(sentence.text).rstrip(".: ")
+                if title in self.lexicon.outside:
+                    outside = True
+                elif title in self.lexicon.chest:
+                    outside = False
+                if outside:
+                    continue
+                result = self.sentence(sentence.text)
+                bearing += result.bearing
+                covered += bool(result.chains or result.unmapped)
+                where = {"section": section.name, "sentence": sentence.index, "by": sentence.start}
+                chains += [chain.shifted(**where) for chain in result.chains]  # type: ignore[arg-type]
+                unmapped += [finding.shifted(**where) for finding in result.unmapped]  # type: ignore[arg-type]
+        return Decomposition(tuple(chains), tuple(unmapped), sentences, bearing, covered)
+
+    def sentence(self, text: str) -> SentenceResult:
+        """Decompose one sentence; offsets count from its start."""
+        if self._cache is None:
+            return decompose_sentence(text, self.lexicon)
+        found = self._cache.get(text)
+        if found is None:
+            found = self._cache[text] = decompose_sentence(text, self.lexicon)
+        return found
+
+
+def decompose_sentence(text: str, lexicon: Lexicon) -> SentenceResult:
+    """Decompose one sentence with compiled banks."""
+    units = find_units(fold(text), lexicon)
+    chains: list[Chain] = []
+    unmapped: list[Unmapped] = []
+    if not any(u.term.outside for u in units):
+        for mention in parse(units, lexicon).mentions:
+            _write(mention, text, units, chains, unmapped)
+    bearing = bool(chains or unmapped) or not any(u.term.silent for u in units)
+    return SentenceResult(tuple(chains), tuple(unmapped), bearing)
+
+
+def _write(mention: Mention, text: str, units: list[Unit], chains: list[Chain], unmapped: list[Unmapped]) -> None:
+    observation = mention.observation
+    start, end = mention.start, mention.end
+    finding = text[start:end]
+    regions = in_bank_order(mention.regions)
+    for disease in observation.diseases:
+        chains.append(
+            Chain(
+                section="", sentence=0, finding=finding, start=start, end=end,
+                disease=disease, basis="stated" if observation.stated else "implied",
+                assertion=mention.assertion, regions=regions, concepts=observation.concepts,
+                severity=next((t for u in units[mention.left : mention.first + 1] if (t := u.term.severity)), None),
+                temporal=mention.temporal, rule=observation.rule,
+            )
+        )  # fmt: skip
+    if not observation.diseases:
+        unmapped.append(
+            Unmapped(
+                section="", sentence=0, finding=finding, start=start, end=end,
+                assertion=mention.assertion, regions=regions, rule=observation.rule,
+            )
+        )  # fmt: skip
