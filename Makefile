@@ -1,0 +1,83 @@
+# `make` lists the targets. Everything is installed into .venv, pinned by constraints.txt.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+STUDIES ?= 227835
+export OMP_NUM_THREADS := 1# four to twelve times faster on few cores
+
+.PHONY: help
+help: ## list these targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
+
+.PHONY: demo
+demo: $(VENV)/core.installed ## build the embedded demo corpus and show its chains (installs the core)
+	rm -rf out/demo
+	$(BIN)/cot-builder build --source demo --out out/demo
+	$(BIN)/cot-builder show demo-002 --dataset out/demo
+	$(BIN)/cot-builder show demo-005 --dataset out/demo
+	$(BIN)/cot-builder stats out/demo
+
+.PHONY: test
+test: $(VENV)/dev.installed ## run the tests and the doctests
+	$(BIN)/python -m pytest -n 2 --quiet $(ARGS)
+
+.PHONY: check
+check: $(VENV)/dev.installed ## ruff (lint and format) and mypy strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(VENV)/dev.installed ## let ruff mend and format what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: bench
+bench: bench-decompose bench-build ## both benchmarks; results in benchmarks/results
+
+.PHONY: bench-decompose
+bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## decomposer beside medspaCy
+	$(BIN)/python benchmarks/bench_decompose.py --peer-python .venv-medspacy/bin/python
+
+.PHONY: bench-build
+bench-build: $(VENV)/dev.installed ## a whole build of STUDIES=227835 generated studies
+	$(BIN)/python benchmarks/bench_build.py --studies $(STUDIES)
+
+.PHONY: numpy2
+numpy2: .venv-numpy2/dev.installed ## the tests again on the newer stack, constraints-numpy2.txt
+	.venv-numpy2/bin/python -m pip check
+	.venv-numpy2/bin/python -m pytest -n 2 --quiet $(ARGS)
+
+.PHONY: clean
+clean: ## remove what was built, environments too
+	rm -rf .venv .venv-numpy2 .venv-medspacy out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e '.[dev,sci]'
+	touch $@ $(VENV)/core.installed
+
+.venv-numpy2/dev.installed: pyproject.toml constraints-numpy2.txt
+	$(PYTHON) -m venv .venv-numpy2
+	.venv-numpy2/bin/python -m pip --quiet install -c constraints-numpy2.txt -e '.[dev,review]'
+	touch $@
+
+# medspaCy wants an older spaCy, hence an environment of its own.
+.venv-medspacy/medspacy.installed: benchmarks/constraints-medspacy.txt
+	$(PYTHON) -m venv .venv-medspacy
+	.venv-medspacy/bin/python -m pip --quiet install -c benchmarks/constraints-medspacy.txt medspacy
+	touch $@
