@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from cot_builder.decompose.lexicon import Lexicon, Observation, Site, Structure
+from cot_builder.decompose.lexicon import Lexicon, Observation, Place, Site, Structure
 from cot_builder.decompose.units import Unit
 from cot_builder.records import Assertion
 
 BOTH_LUNGS: Final = frozenset({"left lung", "right lung"})
-Place = tuple[str | None, Site | None, bool]  # side, site, weak
 
 
 @dataclass(slots=True, eq=False)
@@ -74,9 +73,9 @@ def parse(units: list[Unit], lexicon: Lexicon) -> Parse:
         _structure_mentions(p)
     observed = False
     for i, unit in enumerate(units):
-        if unit.term.observation is not None and i not in p.used:
+        if unit.term.observation is not None and i not in p.used and not _is_title(units, i):
             observed = True
-            p.mentions.append(Mention(i, i, unit.term.observation, "positive", ""))
+            p.mentions.append(Mention(i, i, unit.term.observation, unit.term.observation.says, ""))
     if observed:
         p.mentions.sort(key=lambda m: m.first)
         _scopes(p)
@@ -88,6 +87,14 @@ def parse(units: list[Unit], lexicon: Lexicon) -> Parse:
     for mention in p.mentions:
         mention.start, mention.end = units[mention.left].start, units[mention.right].end
     return p
+
+
+def _is_title(units: list[Unit], i: int) -> bool:
+    """Tell whether an observation is a heading: "Lines and tubes: right PICC"."""
+    return (
+        i + 1 < len(units) and units[i + 1].term.join == ":"
+        and any(u.term.observation is not None for u in units[i + 2 :])
+    )  # fmt: skip
 
 
 # --- structures and their states -------------------------------------------------------------------------------
@@ -136,7 +143,7 @@ def _is_place_only(p: Parse, i: int) -> bool:
     if j < 0 or not units[j].term.preposition:
         return False
     j -= 1
-    while j >= 0 and (units[j].term.shape or units[j].term.modifier) and not units[j].term.states:
+    while j >= 0 and (units[j].term.shape or units[j].term.modifier or units[j].term.join == "and") and not units[j].term.states:
         j -= 1
     # "normal appearance of the heart" is said of the heart.
     return not (j >= 0 and (units[j].term.states or units[j].term.text in ("appearance", "appearance of")))
@@ -218,6 +225,7 @@ def _ahead(p: Parse, i: int, starts: dict[int, Group]) -> Group | None:
             pass
         elif not (
             (term.modifier or term.side or term.text in ("the", "size", "in", "of", "appearance", "appearance of", "in size", "a", "visualized"))
+            or (term.join == "and" and j + 1 < len(units) and units[j + 1].term.shape)
             or (term.shape and not term.structure)
             or (not crossed and term.states and not term.verb)
         ):  # fmt: skip
@@ -253,11 +261,21 @@ def _nearest_group(p: Parse, i: int) -> Group | None:
         return None
     for j in range(found.last + 1, i):
         term = p.units[j].term
-        if term.join in (";", "(") or (term.observation is not None and not term.states and not found.states):
+        if term.join in (";", "(") or (
+            term.observation is not None and not term.states and not found.states and not _predicate(p, i)
+        ):
             return None
         if term.forward is not None and term.forward.means == "negative" and not found.states and not _only_fill(p, j + 1, i):
             return None
     return found
+
+
+def _predicate(p: Parse, i: int) -> bool:
+    """Tell whether a state has a verb of its own behind "but" or "and": "... but is otherwise clear"."""
+    j = i - 1
+    while j > 0 and (p.units[j].term.verb or p.units[j].term.text == "otherwise"):
+        j -= 1
+    return j < i - 1 and (p.units[j].term.join in ("and", ",") or p.units[j].term.text == "but")
 
 
 def _only_fill(p: Parse, first: int, stop: int) -> bool:
@@ -295,7 +313,7 @@ def _general_verdicts(p: Parse) -> None:
             if k > i + 1 and k < len(units) and units[k].term.structure is not None:
                 named, last = [(k, k, units[k].term.structure)], k
         if not named:
-            subject = _nearest_group(p, j)
+            subject = _nearest_group(p, j) or next((g for g in reversed(p.groups) if g.standing and g.last < j), None)
             if subject is not None and not subject.states:
                 subject.states.append((i, i, "normal", False, False))
                 p.used.update(range(j, i + 1))
@@ -338,11 +356,9 @@ def _structure_mentions(p: Parse) -> None:
                 if state is not None:
                     read.append((ranks[state], state, at, denied, hedged))
             read.sort()
-            if not read or read[0][1] == "hidden":
-                continue
             exclusive = [r for r in read if r[1] in p.lexicon.exclusive]
             additive = [r for r in read if r[1] not in p.lexicon.exclusive]
-            kept = additive + [r for r in exclusive[:1] if r[1] != "stable" or not additive]
+            kept = additive + [r for r in exclusive[:1] if r[1] != "hidden" and (r[1] != "stable" or not additive)]
             for _, state, at, denied, hedged in kept:
                 meaning = structure.means[state]
                 assertion = meaning.assertion
@@ -401,18 +417,22 @@ def _scopes(p: Parse) -> None:
                 continue
             if cue.means == "negative" and unit.term.text == "not" and i + 1 < len(units) and units[i + 1].term.states:
                 continue
+            if cue.id == "favor_over" and not any(units[k].term.text.startswith("favor") for k in range(i)):
+                continue
             last = _reach(p, i, cue.means)
             if cue.means != "emphasis":
                 for j in range(i + 1, last + 1):
                     p.scope[j] = (cue.means, i)
             if last > i:
                 p.cues.append((cue.means, i, i + 1, last))
-            if cue.means == "uncertain" and not _holds_observation(p, i + 1, last) and _closes(p, i):
+            if cue.means == "uncertain" and unit.term.backward is None and not _holds_observation(p, i + 1, last) and _closes(p, i):
                 _reach_back(p, i, "uncertain")
     for i, unit in enumerate(units):
         cue = unit.term.backward
         if cue is not None and i not in p.used:
             if unit.term.forward is not None and _holds_observation(p, i + 1, _reach(p, i, unit.term.forward.means)):
+                continue
+            if unit.term.forward is not None and unit.term.forward.means == "uncertain" and not _closes(p, i):
                 continue
             if unit.term.temporal and _premodifies(p, i):
                 continue
@@ -435,7 +455,7 @@ def _closes(p: Parse, i: int) -> bool:
     """Tell whether nothing but a closing verb follows a hedge: "pneumonia is possible", "effusion may be present"."""
     return all(
         (t := p.units[j].term).verb or t.stop or t.modifier or t.place or t.preposition for j in range(i + 1, len(p.units))
-    ) and (i + 1 == len(p.units) or p.units[i + 1].term.verb)
+    ) and (i + 1 == len(p.units) or p.units[i + 1].term.verb or p.units[i].term.backward is not None)
 
 
 def _reach(p: Parse, i: int, means: str) -> int:
@@ -451,7 +471,7 @@ def _reach(p: Parse, i: int, means: str) -> int:
         if cue is not None and not term.join:
             if means == "negative" and cue.means == "negative" and j > i + 1:
                 break
-            if means in ("uncertain", "link") and cue.means == "negative" and cue.id != "resolved":
+            if means in ("uncertain", "link") and cue.means in ("negative", "none") and cue.id != "resolved":
                 break
             if means == "negative" and cue.means == "uncertain" and units[j - 1].term.join == "," and not cue.nested:
                 break
@@ -548,7 +568,9 @@ def _masked_links(p: Parse) -> None:
     """A masked word between an observation and its explanation is a hedge: "opacities, XXXX atelectasis"."""
     units = p.units
     for i, unit in enumerate(units):
-        if not unit.term.mask or i == 0:
+        if not unit.term.mask or i == 0 or units[i - 1].term.text == "with":
+            continue
+        if i + 1 < len(units) and units[i + 1].term.join:
             continue
         behind = [m for m in p.mentions if m.last < i and not m.said]
         if not behind:
@@ -608,9 +630,12 @@ def _assert_mentions(p: Parse) -> None:
 
 
 def _links(p: Parse, head: Mention, cue: int) -> bool:
-    """Tell whether a cue joins what follows to `head` as its explanation: no list or new clause between."""
+    """Tell whether a cue joins what follows to `head` as its explanation: no list item and no new clause begins."""
+    before, forward = p.units[cue - 1].term, p.units[cue].term.forward
+    if (before.join == "and" or before.text == "with") and forward is not None and forward.id == "doubt":
+        return False
     return not any(
-        (t := p.units[k].term).join in (";", "and") and not t.verb or (t.forward is not None and t.forward.means == "end" and t.text not in ("which", "that", "also"))
+        (t := p.units[k].term).join == ";" or (t.forward is not None and t.forward.means == "end" and t.text not in ("which", "that", "also"))
         for k in range(head.last + 1, cue)
     )
 
@@ -657,6 +682,11 @@ def _places(p: Parse) -> None:
             continue
         _places_before(p, mention, heads)
         _places_after(p, mention, heads, quiet)
+        if mention.observation.places:
+            stop = min((h for h in heads if h > mention.last), default=len(units))
+            mention.places = [
+                (t.side or t.site_side, t.site, t.weak) for k in range(mention.last + 1, stop) if (t := units[k].term).place
+            ]
 
 
 def _places_before(p: Parse, mention: Mention, heads: dict[int, Mention]) -> None:
@@ -685,9 +715,14 @@ def _places_before(p: Parse, mention: Mention, heads: dict[int, Mention]) -> Non
             before, after = units[j - 1].term, units[j + 1].term
             if not (before.place or before.modifier) or not (after.place or after.modifier):
                 break
-            if term.join != "," and not (before.place and after.place) and not (before.modifier and after.modifier and not before.place):
-                break
             if (j - 1) in heads:
+                break
+            if term.join != "," and not (
+                (before.place and after.place)
+                or (before.modifier and not before.place and (after.modifier or _side_before(units, j - 1)))
+                or (before.side and j > 1 and not units[j - 2].term.preposition and not units[j - 2].term.stop)
+                or (before.side and j == 1)
+            ):
                 break
         elif term.stop or term.join or term.observation is not None:
             break
@@ -700,11 +735,18 @@ def _places_before(p: Parse, mention: Mention, heads: dict[int, Mention]) -> Non
         else:
             break
         j -= 1
-    mention.places = found[::-1]
-    mention.leading = bool(found)
+    mention.places = [*found[::-1], *units[mention.first].term.inner]
+    mention.leading = bool(mention.places)
     mention.left = mention.right = mention.first
     if left < mention.first:
         mention.left = left
+
+
+def _side_before(units: list[Unit], j: int) -> bool:
+    """Tell whether modifiers up to `j` follow a side: "right lower and middle lobes"."""
+    while j >= 0 and units[j].term.modifier and not units[j].term.side:
+        j -= 1
+    return j >= 0 and units[j].term.side is not None
 
 
 _OUTSIDE_SPAN: Final = frozenset({"evidence of", "new", "newly", "visualized", "visible", "again", "definite", "signs of"})
@@ -725,9 +767,10 @@ def _places_after(p: Parse, mention: Mention, heads: dict[int, Mention], quiet: 
             continue
         if term.place and not (j in p.used and term.structure is not None and not term.side):
             run = _run_of_places(p, j)
-            if run < count and run in heads and not _is_joined(p, mention, j):
-                break
-            if run < count and run in heads and run > j:
+            if run < count and run in heads:
+                # "markers within the left upper lobe mass": both lie there. Otherwise the place is the next one's.
+                if _is_joined(p, mention, j):
+                    found += [(t.side or t.site_side, t.site, t.weak) for k in range(j, run) if (t := units[k].term).place]
                 break
             for k in range(j, run):
                 t = units[k].term
@@ -799,7 +842,10 @@ def _heads_phrase(p: Parse, j: int) -> bool:
 
 
 def _is_joined(p: Parse, mention: Mention, j: int) -> bool:
-    return any(p.units[k].term.preposition for k in range(mention.last + 1, j))
+    j -= 1
+    while j > mention.last and (p.units[j].term.text in ("the", "a", "an") or p.units[j].term.modifier):
+        j -= 1
+    return j > mention.last and p.units[j].term.preposition
 
 
 def _share_places(p: Parse) -> None:
@@ -824,14 +870,24 @@ def _share_places(p: Parse) -> None:
             if _same_list(between) and not after.observation.fixed:
                 mention.places = mention.places + after.places
     loose = [i for i, u in enumerate(units) if u.term.place and i not in p.taken and i not in p.used]
-    for mention in p.mentions:
-        if mention.said or _strong(mention) or mention.linked_to is not None or mention.assertion == "negative":
+    for mention in free:
+        if mention.linked_to is not None or mention.assertion == "negative" or _sided(mention):
             continue
         lead = [i for i in loose if i < mention.first and not any(
-            units[k].term.join in (";",) or (units[k].term.forward is not None and units[k].term.forward.means == "emphasis") for k in range(i, mention.first)
+            units[k].term.join == ";" or (units[k].term.forward is not None and units[k].term.forward.means == "emphasis") for k in range(i, mention.first)
         )]
         if lead and (lead[0] == 0 or units[lead[0] - 1].term.preposition or units[lead[0] - 1].term.text in ("the", "both", "a")):
-            mention.places += [(units[i].term.side or units[i].term.site_side, units[i].term.site, units[i].term.weak) for i in lead]
+            given: list[Place] = [(units[i].term.side or units[i].term.site_side, units[i].term.site, units[i].term.weak) for i in lead]
+            mention.places = [x for x in given if not _strong(mention) or x[0]] + mention.places
+        else:
+            mention.places = _side_of_subject(p, mention) + mention.places
+    for index, mention in enumerate(free):
+        if mention.assertion == "uncertain" and mention.linked_to is None and not _strong(mention):
+            # "right base opacity may be atelectasis, but pneumonia is not excluded": there as well.
+            for head in reversed(free[:index]):
+                if _strong(head) and head.assertion != "negative" and not head.observation.fixed and "Support Devices" not in head.observation.diseases:
+                    mention.places = list(head.places)
+                    break
     for mention in p.mentions:
         head = mention.linked_to
         if head is None:
@@ -842,6 +898,20 @@ def _share_places(p: Parse) -> None:
                 mention.places = []
         elif not _strong(head) and not head.said:
             head.places = list(mention.places)
+
+
+def _side_of_subject(p: Parse, mention: Mention) -> list[Place]:
+    """Return the side of the lung that the sentence is about: "the right lung demonstrates basilar atelectasis"."""
+    for group in p.groups:
+        if group.last < mention.first and group.members[0][2].site.sided:
+            between = [p.units[k].term for k in range(group.last + 1, mention.first)]
+            if between and between[0].verb and not any(t.join == ";" or t.text == "but" for t in between):
+                return [x for x in _own_side(p, group) if x[0]]
+    return []
+
+
+def _sided(mention: Mention) -> bool:
+    return any(side is not None or (site is not None and not site.sided) for side, site, _ in mention.places)
 
 
 def _strong(mention: Mention) -> bool:
@@ -865,9 +935,9 @@ def regions_of(observation: Observation, places: list[Place]) -> frozenset[str]:
     site = observation.site
     if observation.fixed:
         elsewhere = {s.id for _, s, _ in places if s is not None}
-        if observation.places and elsewhere & observation.places and site.id not in elsewhere:
-            return frozenset().union(*(s.by_side[side] for side, s, _ in places if s is not None and s.id in observation.places))
-        return site.by_side[None]
+        if not (elsewhere & observation.places) or site.id in elsewhere:
+            return site.by_side[None]
+        places = [x for x in places if x[1] is None or x[1].id in observation.places]
     strong = any(not weak and s is not None for _, s, weak in places)
     sides = [side for side, s, _ in places if side is not None and s is None]
     regions: set[str] = set()

@@ -12,6 +12,7 @@ from cot_builder.records import Assertion
 from knowledge_banks import Banks, expand
 
 Side = Literal["left", "right", "both"]
+Place = tuple[str | None, "Site | None", bool]  # side, site, weak
 
 
 class Site(NamedTuple):
@@ -33,6 +34,7 @@ class Observation(NamedTuple):
     fixed: bool
     fact: bool
     places: frozenset[str]
+    says: Assertion = "positive"  # what the phrase asserts by itself ("extubation": negative)
 
 
 class Meaning(NamedTuple):
@@ -90,6 +92,7 @@ class Term:
     outside: bool = False
     # Joins: "," is a comma, "and", "or" ("/", "versus" too), ";" ends a clause, ":" and brackets part it.
     join: str = ""
+    inner: tuple[Place, ...] = ()  # derived: the places that an observation's own phrase names ("apical cap")
     place: bool = False  # derived: names a site or a side
     modifier: bool = False  # derived: belongs to the phrase of an observation
 
@@ -108,7 +111,8 @@ class Lexicon(NamedTuple):
     version: str
 
 
-EXCLUSIVE: Final = frozenset({"borderline", "enlarged", "normal", "stable"})
+# Of these a structure has one: the first in the rank of states.toml.
+EXCLUSIVE: Final = frozenset({"borderline", "enlarged", "normal", "stable", "hidden"})
 WORD: Final = Term("")
 _JOINS: Final = {
     ",": ",", "and": "and", "or": "or", "nor": "or", "and/or": "or", "/": "or", "versus": "or", "vs": "or",
@@ -154,12 +158,12 @@ def compile_lexicon(banks: Banks) -> Lexicon:
             observation = _observation(f"diseases.{row['id']}", row, labels, sites)
             for entry in each(row["phrases"]):
                 entry.observation = observation
-    for row in banks.structures["structure"]:
-        structure = _structure(row, sites, signs, normal)
-        for entry in each(row["nouns"]):
-            entry.structure = entry.structure or structure
-        for entry in each(row.get("adjectives", ())):
-            entry.structure, entry.adjective = structure, True
+    structures = [(row, _structure(row, sites, signs, normal)) for row in banks.structures["structure"]]
+    for adjective, key in ((False, "nouns"), (True, "adjectives")):
+        for row, structure in structures:
+            for entry in each(row.get(key, ())):
+                if entry.structure is None:
+                    entry.structure, entry.adjective = structure, adjective
     for entry in each(banks.structures["shapes"]):
         entry.shape = True
     for entry in each(banks.structures["generics"]):
@@ -215,6 +219,13 @@ def compile_lexicon(banks: Banks) -> Lexicon:
         entry.place = entry.site is not None or entry.side is not None
         entry.modifier = bool(entry.plain or entry.severity or entry.temporal or entry.mask)
         automaton.add_word(phrase, (len(phrase), entry))
+        if entry.observation is not None and not entry.observation.fixed and " " in phrase:
+            entry.inner = tuple(
+                (word.side or word.site_side, word.site, word.weak)
+                for part in phrase.split()
+                if (word := terms.get(part)) is not None
+                and (word.side or (word.site is not None and word.site.sided and not word.weak))
+            )
     automaton.make_automaton()
     words = frozenset(word for phrase in terms for word in phrase.split())
     heads = sorted(
@@ -257,6 +268,7 @@ def _observation(
         fixed=row.get("fixed", False),
         fact=row.get("fact", False),
         places=frozenset(row.get("places", ())),
+        says=row.get("says", "positive"),
     )
 
 
