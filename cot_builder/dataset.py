@@ -1,14 +1,14 @@
-"""The dataset folder: Parquet shards of studies, `rejects.jsonl`, and `manifest.json`, written last.
+"""The dataset folder: Parquet shards of studies, `rejects.jsonl`, and last `manifest.json`.
 
 A folder without a manifest is not complete. `studies` holds one row a study:
 
 | column | holds |
 | --- | --- |
-| `study_id`, `subject_id`, `source`, `split` | as the release names them; null where it does not |
-| `sections` | list of (name, text): every section of the report; all offsets point into these texts |
+| `study_id`, `subject_id`, `source`, `split` | the release's; split: train, validation, test, null |
+| `sections` | list of (name, text), every section; all offsets point into these texts |
 | `images` | list of (path, image_id, view, width, height); the path starts at the release's root |
-| `chains`, `unmapped` | the mentions, as in `cot_builder.records`; boxes are xyxy in the original image's pixels |
-| `labels` | the 14 CheXpert labels, from stated chains: 1, 0, -1 (uncertain) or null (not mentioned) |
+| `chains`, `unmapped` | mentions, as in `cot_builder.records`; boxes: xyxy, original pixels |
+| `labels` | CheXpert's 14, of stated chains: 1, 0, -1 (uncertain), null (not mentioned) |
 | `provenance` | report file, SHA-256 of the section texts, bank version, counts of sentences |
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -31,8 +30,6 @@ from cot_builder.vocabulary import LABELS
 
 MANIFEST: Final = "manifest.json"
 REJECTS: Final = "rejects.jsonl"
-# `datasets` finds a split in a file's name by its own words for it.
-_SPLIT_IN_FILE_NAME: Final = {"validate": "validation", "val": "validation", "valid": "validation"}
 
 _TEXT: Final = pa.string()
 _TEXTS: Final = pa.list_(pa.string())
@@ -141,16 +138,16 @@ def study_row(
 
 
 def shard_name(split: str | None, place: int, of: int, *, any_split: bool = True) -> str:
-    """Return a shard's file name, made so that `datasets` finds the splits by themselves.
+    """Return a shard's file name, from which `datasets` tells the split.
 
-    Studies without a split go to `unsplit`, which `datasets` leaves out beside real splits; a release
-    with no splits at all (`any_split=False`) goes to `train`, as `datasets` calls an only split.
+    Studies without a split go to `unsplit`, which `datasets` leaves out beside real splits; a
+    release with no splits at all (`any_split=False`) goes to `train`, as it calls an only split.
 
-    >>> shard_name("validate", 0, 2)
+    >>> shard_name("validation", 0, 2)
     'validation-00000-of-00002.parquet'
     """
-    stem = (split and _SPLIT_IN_FILE_NAME.get(split, split)) or ("unsplit" if any_split else "train")
-    return f"{re.sub(r'[^A-Za-z0-9]+', '_', stem)}-{place:05d}-of-{of:05d}.parquet"
+    stem = split or ("unsplit" if any_split else "train")
+    return f"{stem}-{place:05d}-of-{of:05d}.parquet"
 
 
 def write_shard(path: Path, rows: Sequence[Row], *, scratch: Path) -> str:
@@ -183,7 +180,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a dataset folder; UserError when it is no complete dataset."""
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"no dataset folder at {folder}; `cot-builder build --out {folder}` makes one")
+        raise UserError(
+            f"no dataset folder at {folder}; `cot-builder build --out {folder}` makes one"
+        )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         manifest["splits"], manifest["shards"]
@@ -216,8 +215,10 @@ def read_rejects(folder: Path) -> Iterator[Row]:
 
 
 def json_lines(rows: Iterable[Row]) -> bytes:
-    """Return rows as JSON Lines in UTF-8."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    """Return rows as JSON Lines in UTF-8; what UTF-8 cannot hold is written as escapes of JSON."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def _read_shard(path: Path, columns: Sequence[str] | None, study_id: str | None) -> Iterator[Row]:

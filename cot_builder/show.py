@@ -1,16 +1,19 @@
-"""A study on the terminal: the report with its mentions in colour, and its chains as a tree."""
+"""What the terminal shows: a study (mentions in colour, chains as a tree) and tables of counts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
+from rich import box
 from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from cot_builder.records import Row
+from cot_builder.vocabulary import ASSERTIONS, LABELS
 
 STYLES: Final = {"positive": "bold red", "negative": "green", "uncertain": "yellow"}
 _UNMAPPED: Final = "magenta"
@@ -38,8 +41,72 @@ def legend() -> Text:
 
 
 def plain(text: str) -> str:
-    """Replace control characters one for one: a report must not steer the terminal, and offsets stay."""
+    """Replace control characters one for one: no report steers the terminal, and offsets stay."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def build_summary(manifest: Mapping[str, Any]) -> Group:
+    """Draw a manifest's counts: studies by split, chains by label, rejects by reason."""
+    splits, chains, reasons = (
+        manifest["splits"],
+        manifest["chains"],
+        manifest["rejects"]["by_reason"],
+    )
+    coverage = manifest["coverage"]
+    tables = [
+        cross_table(
+            "Studies",
+            tuple(splits),
+            ("planned", "written", "rejected"),
+            lambda split, name: splits[split][name],
+        ),
+        cross_table("Chains", LABELS, ASSERTIONS, lambda label, name: chains[label][name]),
+    ]
+    if reasons:
+        tables.append(
+            cross_table("Rejects", tuple(reasons), ("lines",), lambda reason, _: reasons[reason])
+        )
+    return Group(
+        *tables,
+        coverage_line(coverage["covered"], coverage["bearing"], coverage["sentences"]),
+        Text(f"Unmapped findings: {sum(manifest['unmapped'].values()):,}"),
+    )
+
+
+def coverage_line(covered: int, bearing: int, sentences: int) -> Text:
+    """Say which share of the finding-bearing sentences yielded something."""
+    share = f"{100 * covered / bearing:.1f} %" if bearing else "undefined"
+    return Text(
+        f"Coverage: {share} ({covered:,} of {bearing:,} finding-bearing sentences gave a chain or "
+        f"an unmapped finding; {sentences:,} sentences in all)"
+    )
+
+
+def cross_table(
+    title: str, rows: Sequence[str], columns: Sequence[str], count: Callable[[str, str], int]
+) -> Table:
+    """Draw counts of rows by columns, with the sums; a count of zero shows as a dot."""
+    table = plain_table(title, show_footer=len(rows) > 1)
+    counts = [[count(row, column) for column in columns] for row in rows]
+    table.add_column(footer="all")
+    for place, column in enumerate(columns):
+        total = sum(line[place] for line in counts)
+        table.add_column(column, footer=f"{total:,}", justify="right")
+    for row, line in zip(rows, counts, strict=True):
+        table.add_row(plain(row), *(f"{n:,}" if n else "·" for n in line))
+    return table
+
+
+def plain_table(title: str, *, show_footer: bool = False) -> Table:
+    """Return an empty table in this tool's style."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE,
+        pad_edge=False,
+        show_footer=show_footer,
+    )
 
 
 def _title(row: Row) -> Text:
@@ -88,4 +155,6 @@ def _labels(row: Row) -> Text:
     line = Text("labels  ", style="bold")
     named = [(label, words[value]) for label, value in row["labels"].items() if value is not None]
     parts = [Text(f"{label}: {word}", style=f"not bold {STYLES[word]}") for label, word in named]
-    return line.append(Text(", ", style="not bold").join(parts) if parts else Text("none mentioned"))
+    return line.append(
+        Text(", ", style="not bold").join(parts) if parts else Text("none mentioned")
+    )

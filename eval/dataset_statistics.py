@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from cot_builder.dataset import read_manifest, read_studies
 from cot_builder.errors import UserError
+from cot_builder.show import coverage_line, cross_table, plain_table
+from cot_builder.vocabulary import ASSERTIONS, LABEL_VALUES, LABELS, REGIONS
 
 _COLUMNS = (
     "split",
@@ -24,7 +31,7 @@ _COLUMNS = (
 
 
 class DatasetStatistics(NamedTuple):
-    """Counts over all studies of a dataset; `caption` tells which dataset and bank they belong to."""
+    """Counts over all studies of a dataset; `caption` tells which dataset and bank they are of."""
 
     caption: str
     studies: Counter[str]
@@ -48,9 +55,9 @@ class DatasetStatistics(NamedTuple):
 def dataset_statistics(folder: Path) -> DatasetStatistics:
     """Read a dataset folder once and count.
 
-    `chains` and `regions` count chains by assertion; `labels` and `pairs` count studies (a pair: both
-    labels positive); `coverage` counts studies by (bearing, covered) sentences; `words` holds the length
-    of each study's decomposed sections.
+    `chains` and `regions` count chains by assertion; `labels` and `pairs` count studies (a pair:
+    both labels positive); `coverage` counts studies by (bearing, covered) sentences; `words` holds
+    the length of each study's decomposed sections.
     """
     manifest = read_manifest(folder)
     chosen = set(manifest["options"]["sections"])
@@ -94,3 +101,55 @@ def dataset_statistics(folder: Path) -> DatasetStatistics:
         coverage=coverage,
         words=tuple(words),
     )
+
+
+def statistics_tables(statistics: DatasetStatistics) -> Group:
+    """Draw the counts as tables for the terminal."""
+    words = statistics.words
+    studies = ", ".join(f"{split} {n:,}" for split, n in statistics.studies.items())
+    values = {**LABEL_VALUES, "not mentioned": None}
+    return Group(
+        Text(statistics.caption, style="bold"),
+        Text(f"Studies: {studies}"),
+        cross_table(
+            "Chains by label",
+            LABELS,
+            ASSERTIONS,
+            lambda label, name: statistics.chains[label, name],
+        ),
+        cross_table(
+            "Chains by region (one with two regions counts in both)",
+            REGIONS,
+            ASSERTIONS,
+            lambda region, name: statistics.regions[region, name],
+        ),
+        cross_table(
+            "Studies by label (from stated chains)",
+            LABELS,
+            tuple(values),
+            lambda label, name: statistics.labels[label, values[name]],
+        ),
+        _pairs_table(statistics),
+        coverage_line(statistics.covered, statistics.bearing, statistics.sentences),
+        Text(f"Unmapped findings: {statistics.unmapped.total():,}"),
+        Text(
+            f"Report length: median {median(words):g} words, shortest {min(words):,}, "
+            f"longest {max(words):,} (decomposed sections)"
+        ),
+    )
+
+
+def _pairs_table(statistics: DatasetStatistics, most: int = 10) -> Table:
+    table = plain_table("Labels most often positive together")
+    table.add_column("label")
+    table.add_column("label")
+    table.add_column("studies", justify="right")
+    pairs = {
+        (one, other): statistics.pairs[one, other]
+        for place, one in enumerate(LABELS)
+        for other in LABELS[place + 1 :]
+    }
+    for (one, other), n in sorted(pairs.items(), key=lambda item: -item[1])[:most]:
+        if n:
+            table.add_row(one, other, f"{n:,}")
+    return table

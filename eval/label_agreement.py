@@ -1,4 +1,4 @@
-"""How far a dataset's CheXpert labels agree with a release's own (`chexpert.csv`, `negbio.csv`, a test set)."""
+"""How far a dataset agrees with a release's labels: `chexpert.csv`, `negbio.csv`, a test set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from rich.console import Group
+from rich.text import Text
+
 from cot_builder.dataset import read_studies
 from cot_builder.errors import UserError
+from cot_builder.show import plain, plain_table
 from cot_builder.vocabulary import LABELS
 from knowledge_banks import load_banks, read_bank
 
@@ -49,7 +53,7 @@ class Disagreement(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A dataset beside a table of labels; `missing` are the labels that the table has no column for."""
+    """A dataset beside a table of labels; `missing` labels have no column in the table."""
 
     labels: tuple[LabelAgreement, ...]
     missing: tuple[str, ...]
@@ -110,12 +114,14 @@ def label_agreement(label: str, confusion: Mapping[tuple[State, State], int]) ->
         other_totals[other] += count
     # Whole numbers until here, so that "always the same state" is exact.
     by_chance = sum(own_totals[state] * other_totals[state] for state in STATES)
-    kappa = math.nan if by_chance == n * n else (observed - by_chance / n**2) / (1 - by_chance / n**2)
+    kappa = (
+        math.nan if by_chance == n * n else (observed - by_chance / n**2) / (1 - by_chance / n**2)
+    )
     return LabelAgreement(label, n, observed, kappa, dict(confusion))
 
 
 def read_label_table(path: Path) -> dict[str, dict[str, State]]:
-    """Read a CSV (or `.csv.gz`) of labels: study id → label → state, labels by their own column names."""
+    """Read a CSV (or `.csv.gz`) of labels: study id → label → state, labels by column name."""
     lines = _rows(path)
     _, header = next(lines, (0, []))
     if "study_id" not in header:
@@ -138,7 +144,9 @@ def read_label_table(path: Path) -> dict[str, dict[str, State]]:
     table: dict[str, dict[str, State]] = {}
     for line, cells in lines:
         if len(cells) != len(header):
-            raise UserError(f"{path}, line {line}: expected {len(header)} cells, found {len(cells)}")
+            raise UserError(
+                f"{path}, line {line}: expected {len(header)} cells, found {len(cells)}"
+            )
         study_id = _plain_id(cells[header.index("study_id")].strip())
         if study_id in table:
             raise UserError(f"{path}, line {line}: study {study_id} occurs a second time")
@@ -150,7 +158,7 @@ def read_label_table(path: Path) -> dict[str, dict[str, State]]:
 
 
 def write_disagreements(path: Path, comparison: Comparison) -> None:
-    """Write the disagreements as CSV: study_id, label, dataset, table; safe to open as a spreadsheet."""
+    """Write the disagreements as CSV: study_id, label, dataset, table; safe in a spreadsheet."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(Disagreement._fields)
@@ -158,6 +166,53 @@ def write_disagreements(path: Path, comparison: Comparison) -> None:
             # A cell that starts like a formula would be run by a spreadsheet.
             safe = f"'{study_id}" if study_id[:1] in "=+-@\t\r" else study_id
             writer.writerow([safe, label, STATES[own], STATES[other]])
+
+
+def comparison_tables(comparison: Comparison, name: str, *, most: int = 20) -> Group:
+    """Draw a comparison for the terminal: a line a label, then the first `most` that disagree."""
+    table = plain_table(f"Agreement with {name}, n = {comparison.compared:,} studies")
+    table.add_column("label")
+    for column in ("kappa", "agreement", "n"):
+        table.add_column(column, justify="right")
+    table.add_column("same")
+    table.add_column("dataset → table")
+    for label, n, agreement, kappa, confusion in comparison.labels:
+        table.add_row(
+            label,
+            _figure(kappa),
+            _figure(agreement),
+            f"{n:,}",
+            _cells(confusion, same=True),
+            _cells(confusion, same=False),
+        )
+    by_study: dict[str, list[str]] = {}
+    for study_id, label, own, other in comparison.disagreements:
+        by_study.setdefault(study_id, []).append(f"{label} {STATES[own]} → {STATES[other]}")
+    notes = [
+        f"{len(by_study):,} studies differ in {len(comparison.disagreements):,} labels "
+        "(dataset → table)" + (f"; the first {most}:" if len(by_study) > most else ""),
+        *(
+            f"  {plain(study)}: {'; '.join(cells)}"
+            for study, cells in list(by_study.items())[:most]
+        ),
+        f"Not compared: {comparison.dataset_only:,} studies that only the dataset has, "
+        f"{comparison.table_only:,} that only the table has",
+    ]
+    if comparison.missing:
+        notes.append(f"The table has no column for {', '.join(comparison.missing)}")
+    return Group(table, *map(Text, notes))
+
+
+def _figure(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
+
+
+def _cells(confusion: Mapping[tuple[State, State], int], *, same: bool) -> str:
+    cells = [(n, pair) for pair, n in confusion.items() if (pair[0] == pair[1]) == same]
+    return ", ".join(
+        f"{STATES[own]} {n:,}" if same else f"{STATES[own]} → {STATES[other]} {n:,}"
+        for n, (own, other) in sorted(cells, key=lambda cell: (-cell[0], str(cell[1])))
+    )
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -1,10 +1,10 @@
-"""The pictures of `cot-builder stats --plots`: one PNG a question, each titled with its dataset and n."""
+"""The pictures of `cot-builder stats --plots`: one PNG a question, titled with dataset and n."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def plot_cooccurrence(axes: Axes, statistics: DatasetStatistics) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
         if not np.isnan(share) and share > 0:
-            colour = "white" if share > 0.6 else "#222222"
+            colour = "white" if share > 0.5 else "#222222"
             axes.text(
                 column, row, _percent(share), ha="center", va="center", fontsize=7.5, color=colour
             )
@@ -65,14 +65,16 @@ def plot_coverage(axes: Axes, statistics: DatasetStatistics) -> None:
     """Share of each study's finding-bearing sentences that gave a chain or an unmapped finding."""
     bearing = {key: n for key, n in statistics.coverage.items() if key[0]}
     shares = [100 * covered / bearing_sentences for bearing_sentences, covered in bearing]
-    axes.hist(shares, bins=np.linspace(0, 100, 21), weights=list(bearing.values()), **_BARS)
+    axes.hist(shares, bins=list(range(0, 101, 5)), weights=list(bearing.values()), **_BARS)
     share = 100 * statistics.covered / statistics.bearing if statistics.bearing else np.nan
     axes.set_title(
-        f"Coverage: {share:.1f} % of {statistics.bearing:,} finding-bearing sentences gave a chain\n"
-        f"({statistics.total - sum(bearing.values()):,} studies have no such sentence)"
+        f"Coverage: {share:.1f} % of {statistics.bearing:,} finding-bearing sentences "
+        f"gave a chain\n("
+        f"{statistics.total - sum(bearing.values()):,} studies have no such sentence)"
     )
     axes.set_xlabel("% of a study's finding-bearing sentences")
     axes.set_ylabel("studies")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlim(0, 100)
 
 
@@ -95,6 +97,7 @@ def plot_length(axes: Axes, statistics: DatasetStatistics) -> None:
     axes.set_title(f"Report length (the last bar holds all of {longest:,} words or more)")
     axes.set_xlabel("words in the decomposed sections")
     axes.set_ylabel("studies")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
 # To add one: write a function that draws on the axes it is given, and name its file here.
@@ -105,7 +108,7 @@ PLOTS: Final[Mapping[str, Callable[[Axes, DatasetStatistics], None]]] = {
     "coverage": plot_coverage,
     "length": plot_length,
 }
-_BARS: Final[Mapping[str, str]] = {"color": "#0072B2", "edgecolor": "white"}
+_BARS: Final[Mapping[str, Any]] = {"color": "#0072B2", "edgecolor": "white"}
 
 
 def _write(
@@ -121,9 +124,7 @@ def _write(
     return path
 
 
-def _stacked_bars(
-    axes: Axes, names: Sequence[str], counts: Mapping[tuple[str, str], int]
-) -> None:
+def _stacked_bars(axes: Axes, names: Sequence[str], counts: Mapping[tuple[str, str], int]) -> None:
     left = np.zeros(len(names))
     for assertion, colour in _COLOURS.items():
         widths = np.array([counts[name, assertion] for name in names])
@@ -134,7 +135,8 @@ def _stacked_bars(
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(frameon=False, loc="lower right")
+    # Outside, where no bar can run into it; the caption takes the other corner.
+    axes.figure.legend(frameon=False, ncols=3, loc="outside lower left")
 
 
 def _write_totals(axes: Axes, totals: Iterable[float]) -> None:

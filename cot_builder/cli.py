@@ -1,0 +1,426 @@
+"""The commands of `cot-builder`; each imports what it needs when it runs: --help is quick."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from cot_builder import __version__
+from cot_builder.errors import UserError
+
+if TYPE_CHECKING:
+    from cot_builder.pipeline import Manifest, Progress
+
+INTERRUPTED = 130
+
+
+class IuFormat(StrEnum):
+    """The layouts in which the Indiana University reports are spread."""
+
+    auto = "auto"
+    openi = "openi"
+    kaggle = "kaggle"
+
+
+class _Commands(TyperGroup):
+    """Turns a UserError into its one line and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"cot-builder: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Chest X-ray reports to Findings → Disease → Anatomy chains, each tied to its words.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+banks_app = typer.Typer(help="Look at the knowledge banks.", no_args_is_help=True)
+app.add_typer(banks_app, name="banks")
+
+IU, TABLE = "For --source iu_xray", "For --source table"
+# Each option names itself; what they share stands here once.
+Column = Annotated[
+    str | None, typer.Option(metavar="NAME", show_default=False, rich_help_panel=TABLE)
+]
+BankFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--banks", help="A bank folder of your own instead of the shipped one.", metavar="DIR"
+    ),
+]
+DatasetFolder = Annotated[
+    Path, typer.Argument(metavar="DATASET", help="A folder that `build` wrote.", show_default=False)
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cot-builder {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def build(
+    source: Annotated[
+        str, typer.Option(metavar="NAME", help="demo, mimic, iu_xray or table.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The dataset folder to write.", show_default=False)
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Where the release lies (table: the file).", show_default=False
+        ),
+    ] = None,
+    sections: Annotated[
+        str, typer.Option(metavar="NAMES", help="Sections to decompose, by their canonical names.")
+    ] = "findings,impression",
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Only the first N studies.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Processes; the default is one a CPU.", show_default=False
+        ),
+    ] = None,
+    shard_size: Annotated[int, typer.Option(metavar="N", min=1, help="Studies in a shard.")] = 4000,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a build that was cut off.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the dataset in --out.")
+    ] = False,
+    banks: BankFolder = None,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Kept in the manifest; the build draws nothing at random."),
+    ] = 0,
+    check_images: Annotated[
+        bool, typer.Option("--check-images", help="Decode every image; broken ones go to rejects.")
+    ] = False,
+    iu_format: Annotated[
+        IuFormat, typer.Option(help="Open-i's XML files or Kaggle's tables.", rich_help_panel=IU)
+    ] = IuFormat.auto,
+    splits: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file of ids by split (R2Gen).",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=IU,
+        ),
+    ] = None,
+    id_column: Column = None,
+    text_column: Column = None,
+    findings_column: Column = None,
+    impression_column: Column = None,
+    subject_column: Column = None,
+    split_column: Column = None,
+    image_column: Column = None,
+) -> None:
+    """Turn a release's report files into a dataset of chains.
+
+    Writes Parquet shards, one row a study, then rejects.jsonl (every input that gave no row, with
+    its reason) and manifest.json (versions, hashes, counts that add up). The same input gives the
+    same bytes, however many workers there are.
+
+    For example:
+
+    - `cot-builder build --source demo --out out/demo`
+    - `cot-builder build --source mimic --root /data/physionet --out out/mimic --workers 8`
+    - `cot-builder build --source table --root reports.csv --text-column report --out out/mine`
+    """
+    from cot_builder.pipeline import BuildOptions
+    from cot_builder.pipeline import build as run_build
+    from cot_builder.sources import SourceOptions
+    from knowledge_banks import load_banks
+
+    options = BuildOptions(
+        source=source,
+        release=SourceOptions(
+            banks=load_banks(banks),
+            root=root,
+            limit=limit,
+            check_images=check_images,
+            iu_format=iu_format.value,
+            splits=splits,
+            text_column=text_column,
+            findings_column=findings_column,
+            impression_column=impression_column,
+            id_column=id_column,
+            subject_column=subject_column,
+            split_column=split_column,
+            image_column=image_column,
+        ),
+        out=out,
+        sections=_names(sections),
+        shard_size=shard_size,
+        workers=workers or _cpus(),
+        resume=resume,
+        overwrite=overwrite,
+        seed=seed,
+        command=shlex.join(["cot-builder", *sys.argv[1:]]),
+    )
+    started = time.monotonic()
+    try:
+        with _progress_bar() as progress:
+            manifest = run_build(options, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command with --resume goes on from here", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _print_summary(manifest, out, time.monotonic() - started)
+
+
+@app.command()
+def show(
+    dataset: Annotated[
+        Path, typer.Option(metavar="DIR", help="A folder that `build` wrote.", show_default=False)
+    ],
+    study: Annotated[
+        str | None,
+        typer.Argument(help="A study id; without one, the first studies.", show_default=False),
+    ] = None,
+    first: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many, without a study id.")
+    ] = 3,
+) -> None:
+    """Show a study: its report with the mentions in colour, and its chains as a tree.
+
+    For example:
+
+    - `cot-builder show 50414267 --dataset out/mimic`
+    - `cot-builder show --dataset out/demo --first 12`
+    """
+    from itertools import islice
+
+    from cot_builder.dataset import read_studies
+    from cot_builder.show import legend, study_view
+
+    rows = list(islice(read_studies(dataset, study_id=study), None if study else first))
+    if study and not rows:
+        raise UserError(
+            f"{dataset} has no study {study!r}; {dataset}/rejects.jsonl may tell why, and "
+            f"`cot-builder show --dataset {dataset}` shows the first ones"
+        )
+    console = Console()
+    for row in rows:
+        console.print(study_view(row))
+        console.rule(style="dim")
+    console.print(legend())
+
+
+@app.command()
+def stats(
+    dataset: DatasetFolder,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also draw PNG plots into this folder.", metavar="DIR", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare the labels with chexpert.csv, negbio.csv or a test set (.gz too).",
+            metavar="CSV",
+            show_default=False,
+        ),
+    ] = None,
+    disagreements: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --against: write every disagreement here.", metavar="CSV", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Count what a dataset holds, plot it, and compare its labels with the release's own.
+
+    For example:
+
+    - `cot-builder stats out/mimic --plots out/plots`
+    - `cot-builder stats out/mimic --against chexpert.csv.gz --disagreements differ.csv`
+    """
+    if disagreements and not against:
+        raise UserError("--disagreements needs --against, the table to compare with")
+    console = Console()
+    if against:
+        from eval.label_agreement import (
+            compare_labels,
+            comparison_tables,
+            write_disagreements,
+        )
+
+        comparison = compare_labels(dataset, against)
+        console.print(comparison_tables(comparison, against.name))
+        if disagreements:
+            write_disagreements(disagreements, comparison)
+            console.print(f"disagreements: {disagreements}", highlight=False)
+        return
+    from eval.dataset_statistics import dataset_statistics, statistics_tables
+
+    statistics = dataset_statistics(dataset)
+    console.print(statistics_tables(statistics))
+    if plots:
+        from eval.plots import write_plots
+
+        for path in write_plots(statistics, plots):
+            console.print(f"plot: {path}", highlight=False)
+
+
+@app.command()
+def explain(
+    sentence: Annotated[str, typer.Argument(help="A sentence of a report.", show_default=False)],
+    banks: BankFolder = None,
+) -> None:
+    """Print a sentence's mentions, cues, scopes and regions, and the reason for each decision.
+
+    For example:
+
+    - `cot-builder explain "No pneumothorax, but a small left effusion is possible."`
+    """
+    from cot_builder.decompose.explain import explain as explain_sentence
+    from knowledge_banks import load_banks
+
+    Console().print(explain_sentence(sentence, load_banks(banks)))
+
+
+@app.command("score-chains")
+def score_chains(
+    gold: Annotated[
+        Path, typer.Argument(help="Annotated reports as JSON Lines.", show_default=False)
+    ],
+    dataset: DatasetFolder,
+) -> None:
+    """Score a dataset's chains against annotated ones (triple F1, assertions, regions, offsets).
+
+    For example:
+
+    - `cot-builder score-chains gold/chains_dev.jsonl out/iu`
+    """
+    from eval.chains import score_chains as score
+
+    Console().print(score(gold, dataset))
+
+
+@banks_app.command("lint")
+def lint_banks(banks: BankFolder = None) -> None:
+    """Read and check every bank; an error names file, table and key.
+
+    For example:
+
+    - `cot-builder banks lint --banks my_banks`
+    """
+    from cot_builder.decompose import Decomposer
+    from knowledge_banks import load_banks
+
+    checked = load_banks(banks)
+    Decomposer(checked)  # compiles every phrase
+    typer.echo(f"{checked.folder}: banks {checked.version} are sound ({checked.sha256[:12]})")
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in listed.split(",") if name.strip())
+    if not names:
+        raise UserError(f"--sections {listed!r} names no section; for example findings,impression")
+    return names
+
+
+def _cpus() -> int:
+    # A job scheduler or container may leave a process fewer CPUs than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Progress], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("reading the release", total=None, rate="")
+        started: float | None = None
+
+        def show(progress: Progress) -> None:
+            nonlocal started
+            now = time.monotonic()
+            started = started or now
+            rate = (progress.done - progress.kept) / (now - started) if now > started else 0
+            bar.update(
+                task,
+                description="studies",
+                completed=progress.done,
+                total=progress.total,
+                rate=f"{rate:,.0f}/s" if rate else "",
+            )
+
+        yield show
+
+
+def _print_summary(manifest: Manifest, out: Path, seconds: float) -> None:
+    from cot_builder.show import build_summary
+
+    console = Console()
+    console.print(build_summary(manifest))
+    counts, rejects = manifest["counts"], manifest["rejects"]
+    console.print(
+        f"{counts['planned']:,} studies planned = {counts['written']:,} written + "
+        f"{counts['rejected']:,} rejected; {rejects['lines']:,} lines in rejects.jsonl; "
+        f"{seconds:.1f} s ({counts['planned'] / seconds:,.0f} studies/s) → {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if defects := rejects["by_reason"].get("internal_error", 0):
+        typer.echo(
+            f"cot-builder: {defects} studies met a defect of the tool itself (internal_error in "
+            f"{out}/rejects.jsonl); please report them",
+            err=True,
+        )
+        raise typer.Exit(1)
+    if not counts["written"]:
+        typer.echo(f"cot-builder: no study was written; see {out}/rejects.jsonl", err=True)
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line (the console script)."""
+    app()

@@ -1,0 +1,474 @@
+"""Release files to a dataset folder: plan, shards in parallel, rejects, manifest.
+
+A shard is a pure job over a fixed slice of the plan, so its bytes depend neither on the number of
+workers nor on what else ran. While a build is under way the folder `.unfinished` holds one record a
+finished shard (its job's key, its counts, its rejects); `--resume` keeps the shards whose record
+fits the job at hand. The manifest is written last, and only after the counts have added up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import groupby, islice
+from multiprocessing import active_children, connection, get_context, parent_process
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from cot_builder import __version__
+from cot_builder.dataset import (
+    MANIFEST,
+    REJECTS,
+    json_lines,
+    read_manifest,
+    shard_name,
+    study_row,
+    write_shard,
+    write_whole,
+)
+from cot_builder.decompose import Decomposer
+from cot_builder.errors import UserError
+from cot_builder.labels import report_labels
+from cot_builder.records import Rejected, Row
+from cot_builder.sources import Plan, SourceOptions, Task, get_source
+from cot_builder.vocabulary import ASSERTIONS, LABELS
+
+UNFINISHED: Final = ".unfinished"
+_SHARD: Final = re.compile(r"\w+-\d{5}-of-\d{5}\.parquet")
+_SPLIT_ORDER: Final = ("train", "validation", "test", None)
+
+Counts = Counter[str]
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What to build: a source's name and its options, the sections to decompose, where to."""
+
+    source: str
+    release: SourceOptions
+    out: Path
+    sections: tuple[str, ...] = ("findings", "impression")
+    shard_size: int = 4000
+    workers: int = 1
+    resume: bool = False
+    overwrite: bool = False
+    seed: int = 0
+    command: str = ""
+
+
+class Job(NamedTuple):
+    """One shard to write; `key` hashes all that its bytes depend on, but for the report files."""
+
+    shard: str
+    split: str | None
+    tasks: tuple[Task, ...]
+    key: str
+
+
+class Part(NamedTuple):
+    """One finished shard: its hash, its counts, and what was rejected on the way."""
+
+    key: str
+    sha256: str
+    counts: dict[str, int]
+    rejects: list[Row]
+
+
+class Progress(NamedTuple):
+    """Where a build stands, in studies; `kept` of those `done` were there before."""
+
+    done: int
+    total: int
+    kept: int
+
+
+def build(
+    options: BuildOptions, *, progress: Callable[[Progress], None] = lambda _: None
+) -> Manifest:
+    """Build a dataset folder and return its manifest.
+
+    The same input gives the same bytes, whatever the workers, the order, or earlier runs that were
+    cut off. A folder that holds anything is refused unless `resume` or `overwrite` is set.
+    """
+    source = get_source(options.source)
+    _check_out(options)
+    plan = source.plan(options.release)
+    identity = _identity(options, plan)
+    jobs = tuple(_jobs(options, plan, identity))
+    if finished := _finished_before(options, identity):
+        return finished
+    parts_folder = _open_folder(options, jobs)
+    kept = {job.shard for job in jobs if _read_part(options.out, job)}
+    done = kept_studies = sum(len(job.tasks) for job in jobs if job.shard in kept)
+    progress(Progress(done, len(plan.tasks), kept_studies))
+    for job in _run([job for job in jobs if job.shard not in kept], options):
+        done += len(job.tasks)
+        progress(Progress(done, len(plan.tasks), kept_studies))
+    manifest = _finish(options, plan, jobs, identity)
+    shutil.rmtree(parts_folder)
+    return manifest
+
+
+# -- the plan
+
+
+def _jobs(options: BuildOptions, plan: Plan, identity: Row) -> Iterator[Job]:
+    settings = {**identity, "plan_sha256": None, "root": str(_root(options))}
+    by_split = sorted(plan.tasks, key=lambda task: _SPLIT_ORDER.index(task.split))
+    any_split = any(task.split for task in plan.tasks)
+    for split, tasks in groupby(by_split, key=lambda task: task.split):
+        slices = list(_slices(tuple(tasks), options.shard_size))
+        for number, tasks_of_shard in enumerate(slices):
+            yield Job(
+                shard=shard_name(split, number, len(slices), any_split=any_split),
+                split=split,
+                tasks=tasks_of_shard,
+                key=_sha256(json.dumps(settings, default=str), *map(repr, tasks_of_shard)),
+            )
+
+
+def _slices(tasks: tuple[Task, ...], size: int) -> Iterator[tuple[Task, ...]]:
+    for start in range(0, len(tasks), size):
+        yield tasks[start : start + size]
+
+
+def _identity(options: BuildOptions, plan: Plan) -> Row:
+    """Return all that decides a dataset's content, in the manifest's words."""
+    source = get_source(options.source)
+    banks = options.release.banks
+    identity = {
+        "tool": {"name": "cot-builder", "version": __version__},
+        "banks": {"version": banks.version, "sha256": banks.sha256},
+        "source": {
+            "name": options.source,
+            "release": plan.release,
+            "notes": list(plan.notes),
+            "licence": source.licence,
+            "citation": source.citation,
+            "credentialed": source.credentialed,
+            "root": _root(options).name if options.release.root else None,
+        },
+        "options": {
+            "sections": list(options.sections),
+            "shard_size": options.shard_size,
+            **options.release.described(),
+        },
+        "seed": options.seed,
+        "plan_sha256": _sha256(*(f"{task.split}/{task.study_id}" for task in plan.tasks)),
+    }
+    return dict(json.loads(json.dumps(identity)))  # as it will be read back, tuples as lists
+
+
+def _root(options: BuildOptions) -> Path:
+    return (options.release.root or Path()).resolve()
+
+
+def _sha256(*texts: str) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "backslashreplace") + b"\n")
+    return digest.hexdigest()
+
+
+# -- the folder
+
+
+def _check_out(options: BuildOptions) -> None:
+    out = options.out
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    complete, unfinished = (out / MANIFEST).exists(), (out / UNFINISHED).exists()
+    if complete:
+        read_manifest(out)
+    if not complete and not unfinished:
+        raise UserError(f"--out {out} holds other files than a dataset; name a new or empty folder")
+    if options.resume or options.overwrite:
+        return
+    if unfinished and not complete:
+        raise UserError(
+            f"--out {out} holds an unfinished build: --resume continues it, --overwrite starts anew"
+        )
+    raise UserError(f"--out {out} holds a complete dataset: --overwrite replaces it")
+
+
+def _finished_before(options: BuildOptions, identity: Row) -> Manifest | None:
+    if not options.resume or not (options.out / MANIFEST).exists():
+        return None
+    manifest = read_manifest(options.out)
+    if {key: manifest.get(key) for key in identity} != identity:
+        raise UserError(
+            f"--out {options.out} holds a complete dataset of other input, options or banks: "
+            "--overwrite replaces it"
+        )
+    shutil.rmtree(options.out / UNFINISHED, ignore_errors=True)
+    return manifest
+
+
+def _open_folder(options: BuildOptions, jobs: tuple[Job, ...]) -> Path:
+    """Make the folder ready: only shards of these jobs are left in it, and no manifest."""
+    parts = options.out / UNFINISHED
+    parts.mkdir(parents=True, exist_ok=True)
+    (options.out / MANIFEST).unlink(missing_ok=True)
+    wanted = {job.shard for job in jobs}
+    for path in options.out.iterdir():
+        ours = _SHARD.fullmatch(path.name) or path.name == REJECTS
+        if ours and (path.name not in wanted or not options.resume):
+            path.unlink()
+    for path in parts.iterdir():
+        if path.stem not in wanted or path.suffix != ".json" or not options.resume:
+            path.unlink()
+    return parts
+
+
+def _read_part(out: Path, job: Job) -> Part | None:
+    """Return the record of a finished shard, if it is there, whole, and of this very job."""
+    try:
+        part = Part(**json.loads((out / UNFINISHED / f"{job.shard}.json").read_bytes()))
+        content = (out / job.shard).read_bytes()
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    fits = part.key == job.key and hashlib.sha256(content).hexdigest() == part.sha256
+    return part if fits else None
+
+
+# -- the shards
+
+
+def _run(jobs: list[Job], options: BuildOptions) -> Iterator[Job]:
+    """Yield each job when its shard is on the disk."""
+    if options.workers <= 1 or len(jobs) <= 1:
+        worker = Worker(options)
+        for job in jobs:
+            worker.build_shard(job)
+            yield job
+        return
+    others = active_children()
+    pool = ProcessPoolExecutor(
+        min(options.workers, len(jobs)),
+        mp_context=get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(options,),
+    )
+    waiting = iter(jobs)
+    running: dict[Future[None], Job] = {}
+    try:
+        while True:
+            # As many as there are workers: neither tasks nor results pile up.
+            for job in islice(waiting, options.workers - len(running)):
+                running[pool.submit(_build_in_worker, job)] = job
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                yield running.pop(future)
+        pool.shutdown()
+    except BrokenProcessPool:
+        shards = " or ".join(sorted(job.shard for job in running.values()))
+        raise UserError(
+            f"a worker process died (killed, or out of memory) while it wrote {shards}; "
+            "finished shards are kept: run again with --resume, perhaps with fewer --workers"
+        ) from None
+    finally:
+        # After an error or Ctrl-C nobody waits for shards in hand: each is whole or not there.
+        for child in active_children():
+            if child not in others:
+                child.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Worker:
+    """What one process needs to build shards; it holds the compiled banks."""
+
+    def __init__(self, options: BuildOptions) -> None:
+        self.options = options
+        self.source = get_source(options.source)
+        self.decomposer = Decomposer(options.release.banks)
+
+    def build_shard(self, job: Job) -> None:
+        """Write a job's shard, then the record that says so."""
+        rows: list[Row] = []
+        rejects: list[Row] = []
+        counts: Counts = Counter(planned=len(job.tasks))
+        for task in job.tasks:
+            row, rejected = self.build_study(task)
+            if row:
+                rows.append(row)
+                counts.update(_counted(row))
+                counts["lines_beside_written"] += len(rejected)
+            else:
+                counts["rejected"] += 1
+                counts["lines_of_rejected"] += len(rejected)
+            rejects += (record.to_row() for record in rejected)
+        parts = self.options.out / UNFINISHED
+        try:
+            sha256 = write_shard(self.options.out / job.shard, rows, scratch=parts)
+            record = json.dumps(Part(job.key, sha256, dict(counts), rejects)._asdict())
+            write_whole(parts / f"{job.shard}.json", record.encode(), scratch=parts)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.options.out / job.shard}: {error.strerror or error}; "
+                "finished shards are kept: make room and run again with --resume"
+            ) from None
+
+    def build_study(self, task: Task) -> tuple[Row | None, tuple[Rejected, ...]]:
+        """Return one study's row, or None, with what was rejected on the way."""
+        try:
+            report, rejects = self.source.load(task, self.options.release)
+            if report is None:
+                assert rejects, "the source gave neither a report nor a reason"
+                return None, rejects
+            chosen = [
+                section
+                for section in report.sections
+                if section.name in self.options.sections and section.text.strip()
+            ]
+            if not chosen:
+                found = ", ".join(section.name for section in report.sections) or "no section"
+                detail = f"looked for {', '.join(self.options.sections)}; found {found}"
+                return None, (
+                    *rejects,
+                    self._reject(task, "no_findings_or_impression", detail),
+                )
+            decomposition = self.decomposer.decompose(chosen)
+            row = study_row(
+                report,
+                decomposition,
+                report_labels(decomposition.chains),
+                bank_version=self.options.release.banks.version,
+            )
+        except Exception as error:  # a defect of ours: this study is set aside, and the run says so
+            return None, (self._reject(task, "internal_error", _last_line(error)),)
+        return row, rejects
+
+    def _reject(self, task: Task, reason: str, detail: str) -> Rejected:
+        return Rejected(self.options.source, task.file, reason, detail, task.study_id)
+
+
+_worker: Worker  # of this process; set when the pool starts it
+
+
+def _start_worker(options: BuildOptions) -> None:
+    # Ctrl-C reaches every process of the terminal: the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    global _worker
+    _worker = Worker(options)
+
+
+def _die_with_parent() -> None:
+    # A killed parent cannot stop its workers, and they would write into the next run's folder.
+    if parent := parent_process():
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _build_in_worker(job: Job) -> None:
+    _worker.build_shard(job)
+
+
+def _last_line(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
+    return f"{type(error).__name__}: {error} ({where})"
+
+
+# -- the counts
+
+
+def _counted(row: Row) -> Counts:
+    counts: Counts = Counter(written=1)
+    counts.update(f"chains/{chain['disease']}/{chain['assertion']}" for chain in row["chains"])
+    counts.update(f"unmapped/{finding['assertion']}" for finding in row["unmapped"])
+    for name in ("sentences", "bearing", "covered"):
+        counts[name] += row["provenance"][name]
+    return counts
+
+
+def _finish(options: BuildOptions, plan: Plan, jobs: tuple[Job, ...], identity: Row) -> Manifest:
+    """Add the counts up, then write `rejects.jsonl` and, last of all, the manifest."""
+    rejects = [rejected.to_row() for rejected in plan.rejects]
+    total: Counts = Counter(planned=0)
+    by_split: dict[str, Counts] = {}
+    shards: list[Row] = []
+    for job in jobs:
+        part = _read_part(options.out, job)
+        if part is None:
+            raise UserError(
+                f"{options.out / job.shard} changed while the build ran; run again with --resume"
+            )
+        rejects += part.rejects
+        total.update(part.counts)
+        by_split.setdefault(job.split or "unsplit", Counter()).update({**part.counts, "shards": 1})
+        shards.append(
+            {
+                "file": job.shard,
+                "split": job.split,
+                "studies": part.counts.get("written", 0),
+                "sha256": part.sha256,
+            }
+        )
+    if not total["planned"] == len(plan.tasks) == total["written"] + total["rejected"]:
+        raise AssertionError(f"counts do not add up: {len(plan.tasks)} tasks, {total}")
+    manifest: Manifest = {
+        **identity,
+        "command": options.command,
+        "created_by": _versions(),
+        "counts": {
+            "equation": "planned = written + rejected",
+            **{name: total[name] for name in ("planned", "written", "rejected")},
+        },
+        "splits": {
+            split: {name: counts[name] for name in ("planned", "written", "rejected", "shards")}
+            for split, counts in by_split.items()
+        },
+        "shards": shards,
+        "chains": {
+            label: {name: total[f"chains/{label}/{name}"] for name in ASSERTIONS}
+            for label in LABELS
+        },
+        "unmapped": {name: total[f"unmapped/{name}"] for name in ASSERTIONS},
+        "coverage": _coverage(total),
+        "rejects": {
+            "lines": len(rejects),
+            "before_planning": len(plan.rejects),
+            "of_rejected_studies": total["lines_of_rejected"],
+            "beside_written_studies": total["lines_beside_written"],
+            "by_reason": dict(sorted(Counter(row["reason"] for row in rejects).items())),
+        },
+    }
+    scratch = options.out / UNFINISHED
+    write_whole(options.out / REJECTS, json_lines(rejects), scratch=scratch)
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_whole(options.out / MANIFEST, text.encode("utf-8", "backslashreplace"), scratch=scratch)
+    return manifest
+
+
+def _coverage(total: Mapping[str, int]) -> Row:
+    bearing, covered = total["bearing"], total["covered"]
+    return {
+        "sentences": total["sentences"],
+        "bearing": bearing,
+        "covered": covered,
+        "share": covered / bearing if bearing else None,
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "pyarrow": version("pyarrow")}
