@@ -477,7 +477,7 @@ def _reach(p: Parse, i: int, means: str) -> int:
                 break
             if means == "negative" and cue.means == "link" and not _any_observation(p, i, j):
                 pass
-        if term.backward is not None and term.backward.means in ("negative", "uncertain") and cue is None and means != "drop":
+        if term.backward is not None and term.backward.means in ("negative", "uncertain") and cue is None and not term.modifier and means != "drop":
             break
         if term.verb and means != "drop" and (j > i + 1) and _any_observation(p, i, j):
             break
@@ -579,13 +579,15 @@ def _masked_links(p: Parse) -> None:
         j = i + 1
         linked = False
         if j < len(units) and units[j].term.forward is not None and units[j].term.forward.means == "link":
+            if units[j].term.text.endswith(("consistent with", "compatible with")):
+                continue
             j, linked = j + 1, True
         if p.scope[i] is not None and p.scope[i][0] == "negative":  # type: ignore[index]
             continue
         between = [units[k].term for k in range(previous.last + 1, i)]
         if any(t.verb and not t.modifier and not t.text == "is" for t in between) and not linked:
             continue
-        if any(t.join in ("and", "or", ";") or t.preposition or (t.forward and t.forward.means in ("end", "negative")) for t in between) and not linked:
+        if any(t.join in ("and", "or", ";") or (t.preposition and between[-1].join != ",") or (t.forward and t.forward.means in ("end", "negative")) for t in between) and not linked:
             continue
         last = _reach(p, i if not linked else i + 1, "uncertain")
         if not _holds_observation(p, j, last):
@@ -871,7 +873,10 @@ def _share_places(p: Parse) -> None:
                 mention.places = mention.places + after.places
     loose = [i for i, u in enumerate(units) if u.term.place and i not in p.taken and i not in p.used]
     for mention in free:
-        if mention.linked_to is not None or mention.assertion == "negative" or _sided(mention):
+        if mention.linked_to is not None or _sided(mention):
+            continue
+        if mention.assertion == "negative":
+            mention.places = _side_of_clear_lung(p, mention) + mention.places
             continue
         lead = [i for i in loose if i < mention.first and not any(
             units[k].term.join == ";" or (units[k].term.forward is not None and units[k].term.forward.means == "emphasis") for k in range(i, mention.first)
@@ -896,7 +901,7 @@ def _share_places(p: Parse) -> None:
             mention.places = list(head.places)
             if not head.places and head.observation.site.id != mention.observation.site.id and head.said:
                 mention.places = []
-        elif not _strong(head) and not head.said:
+        elif not _sided(head) and _sided(mention) and not head.said and not head.observation.fixed:
             head.places = list(mention.places)
 
 
@@ -908,6 +913,20 @@ def _side_of_subject(p: Parse, mention: Mention) -> list[Place]:
             if between and between[0].verb and not any(t.join == ";" or t.text == "but" for t in between):
                 return [x for x in _own_side(p, group) if x[0]]
     return []
+
+
+def _side_of_clear_lung(p: Parse, mention: Mention) -> list[Place]:
+    """Return the side of the lung that a denial speaks of: "the left lung is clear without consolidation"."""
+    held = p.scope[mention.first]
+    if held is None or held[1] > mention.first or p.units[held[1]].term.text in ("no", "negative for"):
+        return []
+    group = next((g for g in reversed(p.groups) if g.last < held[1]), None)
+    if group is None or group.members[0][2].id != "lungs" or len(group.members) > 1:
+        return []
+    between = range(group.last + 1, held[1])
+    if any(p.units[k].term.join == ";" or p.units[k].term.observation is not None for k in between):
+        return []
+    return [x for x in _own_side(p, group) if x[0]]
 
 
 def _sided(mention: Mention) -> bool:
