@@ -4,7 +4,7 @@ A folder without a manifest is not complete. `studies` holds one row a study:
 
 | column | holds |
 | --- | --- |
-| `study_id`, `subject_id`, `source`, `split` | the release's; split: train, validation, test, null |
+| `study_id`, `subject_id`, `source`, `split` | split: train, validation, test or null |
 | `sections` | list of (name, text), every section; all offsets point into these texts |
 | `images` | list of (path, image_id, view, width, height); the path starts at the release's root |
 | `chains`, `unmapped` | mentions, as in `cot_builder.records`; boxes: xyxy, original pixels |
