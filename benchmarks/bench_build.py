@@ -18,14 +18,13 @@ import os
 import platform
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
@@ -202,7 +201,7 @@ def _sentences(random_: random.Random, count: int) -> Iterator[str]:
 class _Filled:
     """Fills a template's slots at random, each `{slot}` anew; a capital asks for a capital."""
 
-    options = {name: words.split("|") for name, words in FILLERS.items()}
+    options: ClassVar = {name: words.split("|") for name, words in FILLERS.items()}
 
     def __init__(self, random_: random.Random) -> None:
         self.random = random_

@@ -160,9 +160,7 @@ def _medspacy(engine: str, phrases: list[str]) -> Any:
     return decompose
 
 
-def _result(
-    runs: dict[str, list[dict[str, Any]]], corpus: str, reports: int
-) -> dict[str, Any]:
+def _result(runs: dict[str, list[dict[str, Any]]], corpus: str, reports: int) -> dict[str, Any]:
     medians = {
         engine: statistics.median(run["cpu_seconds"] for run in of_engine)
         for engine, of_engine in runs.items()
