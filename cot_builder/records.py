@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from cot_builder.vocabulary import ASSERTIONS, LABEL_VALUES, LABELS, REGIONS
@@ -123,9 +123,11 @@ class Chain:
 
     def shifted(self, *, section: str, sentence: int, by: int) -> Chain:
         """Return the same chain at another place of a report: `by` characters further on."""
-        return replace(
-            self, section=section, sentence=sentence, start=self.start + by, end=self.end + by
-        )
+        # Written out: dataclasses.replace takes three times as long, on every chain of a build.
+        return Chain(
+            section, sentence, self.finding, self.start + by, self.end + by, self.disease, self.basis,
+            self.assertion, self.regions, self.concepts, self.severity, self.temporal, self.boxes, self.rule,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +166,10 @@ class Unmapped:
 
     def shifted(self, *, section: str, sentence: int, by: int) -> Unmapped:
         """Return the same finding at another place of a report: `by` characters further on."""
-        return replace(
-            self, section=section, sentence=sentence, start=self.start + by, end=self.end + by
-        )
+        return Unmapped(
+            section, sentence, self.finding, self.start + by, self.end + by,
+            self.assertion, self.regions, self.rule,
+        )  # fmt: skip
 
 
 class Decomposition(NamedTuple):

@@ -44,7 +44,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "disease[]": {"name": str, "definition": str, "aliases?": list, "group[]": {
             "id": str, "site": str, "fixed?": bool, "fact?": bool, "also?": list, "phrases": list}},
     },
-    "devices": {"device[]": {"id": str, "site": str, "fixed?": bool, "places?": list, "phrases": list}},
+    "devices": {"device[]": {"id": str, "site": str, "fixed?": bool, "places?": list, "says?": str, "phrases": list}},
     "signs": {
         "sign[]": {"id": str, "disease": str, "concepts?": list, "stated?": bool, "site": str,
                    "fixed?": bool, "fact?": bool, "phrases": list},
@@ -67,7 +67,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
     "attributes": {
         "severity": {"*": list}, "temporal": {"*": list}, "plain": {"words": list}, "stop": {"words": list},
         "verbs": {"words": list}, "prepositions": {"words": list}, "positive_start": {"words": list},
-        "companions": {"words": list}, "ignore": {"phrases": list}, "silent": {"phrases": list},
+        "companions": {"words": list}, "lookalikes": {"words": list}, "ignore": {"phrases": list}, "silent": {"phrases": list},
         "body_parts": {"outside": list, "chest": list, "terms": list},
     },
 }  # fmt: skip

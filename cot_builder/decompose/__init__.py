@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from cot_builder.decompose.grammar import Mention, parse
+from cot_builder.decompose.grammar import parse
 from cot_builder.decompose.lexicon import Lexicon, compile_lexicon
-from cot_builder.decompose.units import Unit, find_units, fold
-from cot_builder.records import Chain, Decomposition, Section, Unmapped, in_bank_order
+from cot_builder.decompose.parse import Mention, Parse
+from cot_builder.decompose.units import fold
+from cot_builder.records import Basis, Chain, Decomposition, Section, Unmapped, in_bank_order
 from cot_builder.sentences import split_sentences
 from knowledge_banks import Banks
 
@@ -68,35 +69,38 @@ class Decomposer:
 
 def decompose_sentence(text: str, lexicon: Lexicon) -> SentenceResult:
     """Decompose one sentence with compiled banks."""
-    units = find_units(fold(text), lexicon)
     chains: list[Chain] = []
     unmapped: list[Unmapped] = []
-    if not any(u.term.outside for u in units):
-        for mention in parse(units, lexicon).mentions:
-            _write(mention, text, units, chains, unmapped)
-    bearing = bool(chains or unmapped) or not any(u.term.silent for u in units)
+    p = parse(fold(text), lexicon)
+    for mention in p.mentions:
+        _write(mention, text, p, chains, unmapped)
+    bearing = bool(chains or unmapped) or not any(u.term.silent for u in p.units)
     return SentenceResult(tuple(chains), tuple(unmapped), bearing)
 
 
-def _write(mention: Mention, text: str, units: list[Unit], chains: list[Chain], unmapped: list[Unmapped]) -> None:
+def rule_id(mention: Mention, p: Parse) -> str:
+    """Name the bank entry, the cue and the bank version that made a mention: `diseases.effusion+no@1.0.0`.
+
+    `~word` stands behind the entry when the phrase was found by its spelling only.
+    """
+    spelt = p.units[mention.first].spelt
+    cue = f"+{mention.cue}" if mention.cue else ""
+    return f"{mention.observation.rule}{f'~{spelt}' if spelt else ''}{cue}@{p.lexicon.version}"
+
+
+def _write(mention: Mention, text: str, p: Parse, chains: list[Chain], unmapped: list[Unmapped]) -> None:
     observation = mention.observation
     start, end = mention.start, mention.end
-    finding = text[start:end]
-    regions = in_bank_order(mention.regions)
+    finding, regions, rule = text[start:end], in_bank_order(mention.regions), rule_id(mention, p)
+    if not observation.diseases:
+        unmapped.append(Unmapped("", 0, finding, start, end, mention.assertion, regions, rule))
+        return
+    severity = next((t for u in p.units[mention.left : mention.first + 1] if (t := u.term.severity)), None)
+    basis: Basis = "stated" if observation.stated else "implied"
     for disease in observation.diseases:
         chains.append(
             Chain(
-                section="", sentence=0, finding=finding, start=start, end=end,
-                disease=disease, basis="stated" if observation.stated else "implied",
-                assertion=mention.assertion, regions=regions, concepts=observation.concepts,
-                severity=next((t for u in units[mention.left : mention.first + 1] if (t := u.term.severity)), None),
-                temporal=mention.temporal, rule=observation.rule,
-            )
-        )  # fmt: skip
-    if not observation.diseases:
-        unmapped.append(
-            Unmapped(
-                section="", sentence=0, finding=finding, start=start, end=end,
-                assertion=mention.assertion, regions=regions, rule=observation.rule,
+                "", 0, finding, start, end, disease, basis, mention.assertion, regions,
+                observation.concepts, severity, mention.temporal, (), rule,
             )
         )  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 import ahocorasick
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
 
 from cot_builder.records import Assertion
 from knowledge_banks import Banks, expand
@@ -101,8 +104,9 @@ class Lexicon(NamedTuple):
     """The compiled banks."""
 
     automaton: Any
+    terms: dict[str, Term]
     words: frozenset[str]
-    heads: tuple[str, ...]
+    spelling: Callable[[str], str]
     ranks: dict[str, int]
     exclusive: frozenset[str]
     whole_chest: Observation
@@ -227,15 +231,16 @@ def compile_lexicon(banks: Banks) -> Lexicon:
                 and (word.side or (word.site is not None and word.site.sided and not word.weak))
             )
     automaton.make_automaton()
-    words = frozenset(word for phrase in terms for word in phrase.split())
+    words = frozenset(word for phrase in (*terms, *attributes["lookalikes"]["words"]) for word in phrase.split())
     heads = sorted(
         phrase for phrase, entry in terms.items()
         if len(phrase) >= 8 and " " not in phrase and phrase.isalpha() and entry.observation is not None
     )  # fmt: skip
     return Lexicon(
         automaton=automaton,
+        terms=terms,
         words=words,
-        heads=tuple(heads),
+        spelling=_speller(heads),
         ranks={state: place for place, state in enumerate(banks.states["rank"]["order"])},
         exclusive=EXCLUSIVE,
         whole_chest=normal["heart_and_lungs"]._replace(rule="structures.generic"),
@@ -243,6 +248,22 @@ def compile_lexicon(banks: Banks) -> Lexicon:
         chest=frozenset(attributes["body_parts"]["chest"]),
         version=banks.version,
     )
+
+
+def _speller(heads: list[str]) -> Callable[[str], str]:
+    """Return a function that finds the one bank word that a misspelt word is nearly, or the empty string.
+
+    One slip (a letter wrong, missing, doubled or swapped) in eight letters, two in fourteen.
+    """
+
+    @lru_cache(maxsize=100_000)
+    def spelling(word: str) -> str:
+        found = process.extractOne(
+            word, heads, scorer=OSA.normalized_similarity, score_cutoff=0.85
+        )
+        return found[0] if found and found[0][0] == word[0] else ""
+
+    return spelling
 
 
 def _site(row: dict[str, Any]) -> Site:

@@ -20,6 +20,7 @@ class Unit(NamedTuple):
     start: int
     end: int
     term: Term
+    spelt: str = ""  # the bank word that a misspelt one was taken for
 
 
 def fold(text: str) -> str:
@@ -50,9 +51,20 @@ def find_units(folded: str, lexicon: Lexicon) -> list[Unit]:
             continue
         end, term = longest[start]
         if start > done:
-            units += [Unit(m.start(), m.end(), WORD) for m in _WORD.finditer(folded, done, start)]
+            units += _words(folded, done, start, lexicon)
         units.append(Unit(start, end, term))
         done = end
     if done < size:
-        units += [Unit(m.start(), m.end(), WORD) for m in _WORD.finditer(folded, done, size)]
+        units += _words(folded, done, size, lexicon)
+    return units
+
+
+def _words(folded: str, start: int, end: int, lexicon: Lexicon) -> list[Unit]:
+    units = []
+    for match in _WORD.finditer(folded, start, end):
+        word, term, spelt = match.group(), WORD, ""
+        if len(word) >= 7 and word not in lexicon.words:
+            spelt = lexicon.spelling(word)
+            term = lexicon.terms[spelt] if spelt else WORD
+        units.append(Unit(match.start(), match.end(), term, spelt))
     return units
