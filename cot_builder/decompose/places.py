@@ -150,7 +150,7 @@ def _places_after(p: Parse, mention: Mention, heads: dict[int, Mention], quiet: 
             while k < count and (units[k].term.preposition or units[k].term.text in ("the", "also") or units[k].term.modifier):
                 k += 1
             run = _run_of_places(p, k)
-            if not found or run == k or (run < count and (run in heads or units[run].term.structure is not None and run in p.used)):
+            if not (found or units[j - 1].term.modifier) or run == k or (run < count and (run in heads or units[run].term.structure is not None and run in p.used)):
                 break
             j = k
             continue
@@ -204,15 +204,15 @@ def _share_places(p: Parse) -> None:
     previous: Mention | None = None
     free = [m for m in p.mentions if not m.said]
     for index, mention in enumerate(free):
-        if not _strong(mention) and index:
+        if not _sided(mention) and index:
             before = free[index - 1]
             between = [units[k].term for k in range(before.last + 1, mention.first)]
             companion = any(t.companion for t in between)
             if _same_list(between) and before.leading and not before.observation.fixed:
-                mention.places = [x for x in before.places if x[1] is None or x[1].sided] + mention.places
+                mention.places = _given(mention, before) + mention.places
                 mention.leading = True
             elif mention.linked_to is None and before.assertion != "negative" and mention.assertion != "negative" and (companion or any(t.text == "with" for t in between)) and not before.observation.fixed:
-                mention.places = before.places + mention.places
+                mention.places = _given(mention, before) + mention.places
     for index in range(len(free) - 2, -1, -1):
         mention, after = free[index], free[index + 1]
         if not _strong(mention) and after.trailing and not after.leading and mention.linked_to is None:
@@ -251,6 +251,13 @@ def _share_places(p: Parse) -> None:
                 mention.places = []
         elif not _sided(head) and _sided(mention) and not head.said and not head.observation.fixed:
             head.places = list(mention.places)
+
+
+def _given(mention: Mention, giver: Mention) -> list[Place]:
+    """Return the places that one observation lends another: its sides alone to one that names a site itself."""
+    if _strong(mention):
+        return [(side, None, False) for side, _, _ in giver.places if side]
+    return [place for place in giver.places if place[1] is None or place[1].sided]
 
 
 def _side_of_subject(p: Parse, mention: Mention) -> list[Place]:

@@ -134,7 +134,7 @@ def _ahead(p: Parse, i: int, starts: dict[int, Group]) -> Group | None:
         group = starts.get(j)
         term = units[j].term
         if group is not None and group.standing:
-            return group
+            return None if _heads_observation(p, group) else group
         if term.observation is not None and not crossed and {"stable", "normal"} & set(units[i].term.states):
             crossed = True
         elif crossed and term.join in ("and", ","):
@@ -148,6 +148,14 @@ def _ahead(p: Parse, i: int, starts: dict[int, Group]) -> Group | None:
             return None
         j += 1
     return None
+
+
+def _heads_observation(p: Parse, group: Group) -> bool:
+    """Tell whether a group is the place of an observation: "small left lower lobe granuloma"."""
+    j = group.last + 1
+    while j < len(p.units) and (p.units[j].term.modifier or p.units[j].term.place):
+        j += 1
+    return j < len(p.units) and p.units[j].term.observation is not None
 
 
 def _modifies_observation(p: Parse, i: int) -> bool:
@@ -292,6 +300,8 @@ def _structure_mentions(p: Parse) -> None:
                     mention.left = at
                 elif at > last and (single or last == group.members[-1][1]):
                     mention.right = at
+                while mention.left > 0 and (t := units[mention.left - 1].term).place and t.side and mention.left == first:
+                    mention.left -= 1
                 mention.places = own_side(p, group)
                 mention.temporal = "stable" if any(r[1] == "stable" for r in read) else None
                 spoken = True
