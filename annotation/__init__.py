@@ -1,0 +1,1 @@
+"""Human review of chains in Label Studio: tasks out, reviews back, agreement between readers."""

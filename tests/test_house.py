@@ -1,0 +1,171 @@
+"""The house rules of ARCHITECTURE.md held against the code: floors, rooms, versions, named commands."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from cot_builder import __version__
+from cot_builder.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("annotation", "cot_builder", "eval", "knowledge_banks", "training")
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("[a-z]*/**/README.md")))
+FORBIDDEN_NAMES = {"data", "evaluation", "scripts", "resources", "datasets", "utils", "helpers"}
+
+
+class Import(NamedTuple):
+    where: str
+    line: int
+    target: str
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+}
+
+
+def imports() -> Iterator[Import]:
+    """Every import of the five packages, those inside functions too."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield Import(name, node.lineno, alias.name)
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}:{node.lineno}: relative import"
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    yield Import(name, node.lineno, inner if inner in MODULES else str(node.module))
+
+
+def table(heading: str) -> dict[str, list[str]]:
+    """The first table below a heading of ARCHITECTURE.md: first cell to the names in the second."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `?([\w.]+)`? \| (`.+) \|$", section, flags=re.MULTILINE)
+    return {first: re.findall(r"`([\w.*]+)`", second) for first, second in rows}
+
+
+def stands_for(pattern: str, module: str) -> bool:
+    stem = pattern.removesuffix(".*")
+    return module == stem or (pattern.endswith(".*") and module.startswith(f"{stem}."))
+
+
+def floor_of(module: str) -> int | None:
+    """Two patterns never fit one module, but for `cot_builder` itself, which stands for itself only."""
+    floors = [
+        int(floor)
+        for floor, patterns in table("Floors").items()
+        if any(stands_for(pattern, module) for pattern in patterns)
+    ]
+    assert len(floors) <= 1, f"{module} stands on floors {floors}"
+    return floors[0] if floors else None
+
+
+def test_every_module_has_a_floor_and_every_name_of_the_table_exists() -> None:
+    assert [name for name in MODULES if floor_of(name) is None] == []
+    patterns = [pattern for names in table("Floors").values() for pattern in names]
+    gone = [p for p in patterns if not any(stands_for(p, module) for module in MODULES)]
+    assert gone == [], "ARCHITECTURE.md names modules that do not exist"
+
+
+def test_imports_go_down() -> None:
+    floors = {name: floor_of(name) or 0 for name in MODULES}
+    ups = [
+        f"{found.where}:{found.line} (floor {floors[found.where]}) imports "
+        f"{found.target} (floor {floors[found.target]})"
+        for found in imports()
+        if found.target in floors
+        and floors[found.target] >= floors[found.where]
+        and not (
+            floors[found.target] == floors[found.where]
+            and found.target.partition(".")[0] == found.where.partition(".")[0]
+        )
+    ]
+    assert ups == []
+
+
+def test_libraries_stay_in_their_rooms() -> None:
+    rooms = table("Rooms")
+    strays = [
+        f"{found.where}:{found.line} imports {library}"
+        for found in imports()
+        if (library := found.target.partition(".")[0]) not in {*sys.stdlib_module_names, *PACKAGES}
+        and not any(stands_for(room, found.where) for room in rooms.get(library, ()))
+    ]
+    assert strays == []
+
+
+def test_nobody_imports_eval_over_the_builtin() -> None:
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                hiding = [a for a in node.names if a.name.split(".")[0] == "eval" and not a.asname]
+                assert not hiding, f"{name}:{node.lineno}: say `from eval import ...`"
+
+
+def test_names_that_other_wheels_install_or_that_say_nothing_are_not_used() -> None:
+    used = {part for name in MODULES for part in name.split(".")}
+    assert used & {*FORBIDDEN_NAMES, "common"} == set()
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+)", changelog, flags=re.MULTILINE)
+    assert newest
+    assert {project["version"], __version__, newest[1]} == {__version__}
+
+
+def test_the_wheel_ships_the_five_packages() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert sorted(wheel["targets"]["wheel"]["packages"]) == sorted(PACKAGES)
+    assert all((ROOT / package / "py.typed").exists() for package in PACKAGES)
+
+
+def known_commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from known_commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
+
+
+COMMANDS = dict(known_commands(typer.main.get_command(app)))
+
+
+def told_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every `cot-builder ...` line or code span of a page: its words and its flags."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"(?<![\w/.-])cot-builder ((?:banks )?[a-z][a-z-]*[^`\n]*)", text):
+        yield line, re.findall(r"(?<=\s)--[a-z-]+", line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_told_in_the_pages_exist(page: Path) -> None:
+    for line, flags in told_commands(page):
+        if "# planned" in line:
+            continue
+        name = next((n for n in COMMANDS if f"{line} ".startswith(f"{n} ")), None)
+        assert name, f"{page.name} tells of `cot-builder {line}`, which is no command"
+        options = {option for p in COMMANDS[name].params for option in p.opts}
+        assert set(flags) <= options, f"{page.name}: `cot-builder {name}` has no such flags"
+
+
+def test_the_readme_tells_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"cot-builder {name}" not in readme] == []
