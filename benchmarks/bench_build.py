@@ -107,7 +107,7 @@ def main() -> None:
     tree = _tree(root, options.studies)
     out = options.scratch / f"out-{options.studies}"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "cot_builder.cli", "build", "--source", "mimic"]
+    command = [str(Path(sys.executable).with_name("cot-builder")), "build", "--source", "mimic"]
     command += ["--root", str(root), "--out", str(out), "--workers", str(options.workers)]
     result = {**tree, **_watched(command), "workers": options.workers}
     result["reports_per_second"] = round(options.studies / result["wall_seconds"])
