@@ -14,18 +14,10 @@ from typer.testing import CliRunner, Result
 from cot_builder import __version__
 from cot_builder.cli import app
 
-HEAVY = [
-    "polars",
-    "pyarrow",
-    "spacy",
-    "torch",
-    "PIL",
-    "matplotlib",
-    "datasets",
-    "numpy",
-    "ahocorasick",
-    "rapidfuzz",
-]
+HEAVY = (
+    *("polars", "pyarrow", "spacy", "torch", "PIL", "matplotlib", "datasets"),
+    *("numpy", "ahocorasick", "rapidfuzz"),
+)
 COMMANDS = (
     *("", "build", "show", "stats", "explain", "score-chains"),
     *("banks", "banks lint"),
