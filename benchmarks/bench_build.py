@@ -1,13 +1,14 @@
-"""A whole build at the size of MIMIC-CXR: 227,835 generated studies, files to Parquet, on two workers.
+"""A whole build at the size of MIMIC-CXR: 227,835 generated studies, to Parquet, on two workers.
 
     make bench-build                                  # all of them
     python benchmarks/bench_build.py --studies 5000   # quickly; nothing is written to results/
 
-The tree has MIMIC's layout (report files, study and record lists, splits, metadata; no images) and lies
-in --scratch, where later runs find it again. The reports are invented: sentences recombined from
-templates with many fillers, so that most differ from one another, which gives the sentence cache less
-than real reports do (only 38 % of IU X-Ray's sentences are distinct). Peak memory is the resident set
-summed over all processes of the build, sampled: pages that processes share count once for each.
+The tree has MIMIC's layout (report files, study and record lists, splits, metadata; no images) and
+lies in --scratch, where later runs find it again. The reports are invented: sentences recombined
+from templates with many fillers, so that half of nearly two million are distinct, which gives the
+sentence cache less than real reports do (38 % of IU X-Ray's are distinct). Peak memory is the
+resident set summed over all processes of the build, sampled; pages that processes share count once
+for each.
 """
 
 from __future__ import annotations
@@ -228,7 +229,7 @@ def _layout(findings: list[str], impression: list[str]) -> str:
 
 
 def _watched(command: list[str]) -> dict[str, Any]:
-    """Run a build; return its wall and CPU seconds, and the highest sum of its processes' memory."""
+    """Run a build; return its wall time and the highest sum of its processes' memory."""
     started = time.perf_counter()
     process = psutil.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     peak = 0

@@ -4,11 +4,11 @@
     python benchmarks/bench_decompose.py --limit 300        # ours alone, quickly
 
 Counts CPU seconds of the loop over reports, after loading, in a fresh process for each repeat; the
-engines take turns, so that a busy machine slows all of them alike. medspaCy gets its default pipeline
-(tokenizer, PyRuSH, target matcher, ConText with its own rules) and the finding phrases of our banks as
-target rules; most of its time goes into PyRuSH's sentences, so a second row has spaCy's sentencizer in
-its place. The work is not the same: ours also finds spans, regions, implied diseases and unmapped
-findings, medspaCy marks targets and their modifiers.
+engines take turns, so that a busy machine slows all of them alike. medspaCy gets its default
+pipeline (tokenizer, PyRuSH, target matcher, ConText with its own rules) and the finding phrases of
+our banks as target rules; most of its time goes into PyRuSH's sentences, so a second row has
+spaCy's sentencizer in its place. The work is not the same: ours also finds spans, regions, implied
+diseases and unmapped findings, medspaCy marks targets and their modifiers.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
 
 
 def _reports(folder: Path) -> tuple[list[dict[str, str]], str]:
-    """Read findings and impression of every report; without Open-i, of the demo corpus, repeated."""
+    """Read findings and impression of every report; without Open-i, the demo corpus, repeated."""
     if folder.is_dir():
         found = [_open_i_sections(path) for path in sorted(folder.glob("*.xml"))]
         return [report for report in found if report], "Open-i (IU X-Ray), findings + impression"

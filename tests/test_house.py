@@ -1,4 +1,4 @@
-"""The house rules of ARCHITECTURE.md held against the code: floors, rooms, versions, named commands."""
+"""ARCHITECTURE.md held against the code (floors, rooms), and the pages against the commands."""
 
 from __future__ import annotations
 
@@ -66,7 +66,6 @@ def stands_for(pattern: str, module: str) -> bool:
 
 
 def floor_of(module: str) -> int | None:
-    """Two patterns never fit one module, but for `cot_builder` itself, which stands for itself only."""
     floors = [
         int(floor)
         for floor, patterns in table("Floors").items()
