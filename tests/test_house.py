@@ -148,17 +148,16 @@ COMMANDS = dict(known_commands(typer.main.get_command(app)))
 
 
 def told_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every `cot-builder ...` line or code span of a page: its words and its flags."""
+    """Every `cot-builder ...` of a page's code blocks and spans: the line and its flags."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in re.findall(r"(?<![\w/.-])cot-builder ((?:banks )?[a-z][a-z-]*[^`\n]*)", text):
-        yield line, re.findall(r"(?<=\s)--[a-z-]+", line)
+    for code in re.findall(r"```(?:bash|console)\n(.+?)```|`([^`\n]+)`", text, flags=re.DOTALL):
+        for line in re.findall(r"(?<![\w/.-])cot-builder ([a-z][^\n]*)", "".join(code)):
+            yield line, re.findall(r"(?<=\s)--[a-z-]+", line)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_told_in_the_pages_exist(page: Path) -> None:
     for line, flags in told_commands(page):
-        if "# planned" in line:
-            continue
         name = next((n for n in COMMANDS if f"{line} ".startswith(f"{n} ")), None)
         assert name, f"{page.name} tells of `cot-builder {line}`, which is no command"
         options = {option for p in COMMANDS[name].params for option in p.opts}
