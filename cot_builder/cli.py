@@ -295,7 +295,12 @@ def stats(
     statistics = dataset_statistics(dataset)
     console.print(statistics_tables(statistics))
     if plots:
-        from eval.plots import write_plots
+        try:
+            from eval.plots import write_plots
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--plots needs {error.name}: pip install 'cot-builder[eval]' -c constraints.txt"
+            ) from None
 
         for path in write_plots(statistics, plots):
             console.print(f"plot: {path}", highlight=False)
@@ -350,6 +355,49 @@ def lint_banks(banks: BankFolder = None) -> None:
     checked = load_banks(banks)
     Decomposer(checked)  # compiles every phrase
     typer.echo(f"{checked.folder}: banks {checked.version} are sound ({checked.sha256[:12]})")
+
+
+@banks_app.command("show")
+def show_banks(banks: BankFolder = None) -> None:
+    """Print what the banks hold, in figures and names.
+
+    For example:
+
+    - `cot-builder banks show`
+    """
+    from cot_builder.bank_changes import banks_table
+    from knowledge_banks import load_banks
+
+    Console().print(banks_table(load_banks(banks)))
+
+
+@banks_app.command("diff")
+def diff_banks(
+    dataset: DatasetFolder,
+    banks: BankFolder = None,
+    old: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Compare with this bank folder, not the shipped one.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show which chains of a dataset change from one bank folder to another.
+
+    For example:
+
+    - `cot-builder banks diff out/mimic --banks my_banks`
+    """
+    from cot_builder.bank_changes import changed_chains, changes_table
+    from cot_builder.dataset import read_manifest, read_studies
+    from knowledge_banks import load_banks
+
+    sections = read_manifest(dataset)["options"]["sections"]
+    studies = read_studies(dataset, columns=["study_id", "sections"])
+    changes = changed_chains(studies, load_banks(old), load_banks(banks), sections=sections)
+    Console().print(changes_table(list(changes)))
 
 
 def _names(listed: str) -> tuple[str, ...]:

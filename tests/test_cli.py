@@ -20,7 +20,7 @@ HEAVY = (
 )
 COMMANDS = (
     *("", "build", "show", "stats", "explain", "score-chains"),
-    *("banks", "banks lint"),
+    *("banks", "banks lint", "banks show", "banks diff"),
 )
 ROWS = (
     ("1", "train", "Small left pleural effusion. No pneumothorax.", "Possible pneumonia."),
@@ -183,3 +183,15 @@ def test_banks_lint_names_the_bank(tmp_path: Path) -> None:
     result = run("banks", "lint", "--banks", tmp_path)
     assert result.exit_code == 1
     assert "cues.toml" in result.stderr
+
+
+def test_banks_diff_shows_what_an_edit_changes(dataset: Path, tmp_path: Path) -> None:
+    assert "0 changed chains in 0 studies" in run("banks", "diff", dataset).output
+    (tmp_path / "diseases.toml").write_text(
+        'version = "99.0.0"\nextends = true\n\n[[disease]]\nname = "Pneumonia"\n\n'
+        '[[disease.group]]\nid = "mine"\nsite = "lung"\nphrases = ["degenerative changes"]\n'
+    )
+    output = run("banks", "diff", dataset, "--banks", tmp_path).output
+    assert "in 1 studies" in output
+    assert "Pneumonia" in output
+    assert "99.0.0" in run("banks", "show", "--banks", tmp_path).output

@@ -174,7 +174,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "f"
     write_whole(target, b"old", scratch=tmp_path)
     with pytest.raises(TypeError):
-        write_whole(target, "no bytes", scratch=tmp_path)  # type: ignore[arg-type]
+        write_whole(target, "no bytes", scratch=tmp_path)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

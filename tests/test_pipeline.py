@@ -55,11 +55,10 @@ def a_table(path: Path, studies: int = 40) -> Path:
 
 
 def options(table: Path, out: Path, **changes: Any) -> BuildOptions:
-    columns = {**COLUMNS, **changes.pop("columns", {})}
-    release = SourceOptions(banks=BANKS, root=table, limit=changes.pop("limit", None), **columns)
-    return BuildOptions(
-        **{"source": "table", "release": release, "out": out, "shard_size": 4} | changes
-    )
+    limit: int | None = changes.pop("limit", None)
+    release = SourceOptions(banks=BANKS, root=table, limit=limit, **COLUMNS)
+    chosen: dict[str, Any] = {"source": "table", "release": release, "out": out, "shard_size": 4}
+    return BuildOptions(**{**chosen, **changes})
 
 
 def command(table: Path, out: Path, *more: str) -> list[str]:
