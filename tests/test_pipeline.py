@@ -32,7 +32,7 @@ FINDINGS = (
     "Degenerative changes of the thoracic spine.",
 )
 BANKS = load_banks()
-COLUMNS = {
+COLUMNS: dict[str, Any] = {
     "id_column": "study",
     "split_column": "split",
     "findings_column": "findings",
