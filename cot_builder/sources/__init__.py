@@ -1,20 +1,23 @@
-"""The releases that can be read, and the sentence that says how to add one."""
+"""The releases that can be read: a dict of sources, each a `plan` and a `load`."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from cot_builder.errors import UserError
+from cot_builder.sources import demo, iu_xray, mimic, table
 from cot_builder.sources.contract import Loaded, Plan, Source, SourceOptions, Task
 
 __all__ = ["SOURCES", "Loaded", "Plan", "Source", "SourceOptions", "Task", "get_source"]
 
 # To add one: write a module here that defines SOURCE (a `Source`), and name it in this dict.
-SOURCES: Final[dict[str, Source]] = {}
+SOURCES: Final[dict[str, Source]] = {
+    source.name: source for source in (demo.SOURCE, mimic.SOURCE, iu_xray.SOURCE, table.SOURCE)
+}
 
 
 def get_source(name: str) -> Source:
     """Return a source by its name; an unknown one is a UserError that lists the known names."""
     if name not in SOURCES:
-        raise UserError(f"unknown source {name!r}; the sources are {', '.join(sorted(SOURCES))}")
+        raise UserError(f"unknown source {name!r}; the sources are {', '.join(SOURCES)}")
     return SOURCES[name]

@@ -26,8 +26,8 @@ SPLITS: Final = {
 class SourceOptions:
     """Where a release lies and how to read it; a source ignores the options that are not its own.
 
-    `root` is the release's folder (for `table`: the file). `splits` (iu_xray) is a JSON file of ids by
-    split. The `*_column` names are for `table`.
+    `root` is the release's folder (for `table`: the file). `splits` (iu_xray) is a JSON file of ids
+    by split. The `*_column` names are for `table`.
     """
 
     banks: Banks
@@ -45,7 +45,10 @@ class SourceOptions:
     image_column: str | None = None
 
     def described(self) -> dict[str, Any]:
-        """Return the options that differ from their defaults, for the manifest (root and banks apart)."""
+        """Return the options that differ from their defaults, for the manifest.
+
+        Root and banks are left out: the manifest names them in its own way.
+        """
         chosen = {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -59,7 +62,8 @@ class SourceOptions:
 class Task(NamedTuple):
     """One study to load; `file` is its report below the root (a table: `name.csv:line`).
 
-    `texts` holds the raw sections where the plan had to read them; a section named "" is a whole report.
+    `texts` holds the raw sections where the plan had to read them; a section named "" is a whole
+    report. `have_images`: the release has image files, so that a missing one is a reject.
     """
 
     study_id: str
@@ -68,6 +72,7 @@ class Task(NamedTuple):
     file: str
     images: tuple[Image, ...] = ()
     texts: tuple[Section, ...] = ()
+    have_images: bool = True
 
 
 class Plan(NamedTuple):

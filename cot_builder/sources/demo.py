@@ -1,0 +1,86 @@
+"""The corpus that ships with the package: NIH ChestX-ray14 images, reduced, with invented reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from cot_builder.errors import UserError
+from cot_builder.records import Image, Section
+from cot_builder.sources.contract import (
+    SPLITS,
+    Loaded,
+    Plan,
+    Source,
+    SourceOptions,
+    Task,
+    in_order,
+)
+from cot_builder.sources.reading import (
+    Rejects,
+    Unusable,
+    loaded,
+    not_loaded,
+    open_lines,
+    stays_inside,
+)
+
+NAME: Final = "demo"
+CORPUS: Final = Path(__file__).with_name("demo_corpus")
+_STUDIES: Final = "studies.jsonl"
+
+
+def plan(options: SourceOptions) -> Plan:
+    """List the studies of the corpus; `root` may name another one of the same form."""
+    folder = options.root or CORPUS
+    path = folder / _STUDIES
+    if not path.is_file():
+        raise UserError(f"no {_STUDIES} in {folder}; expected the demo corpus")
+    rejects = Rejects(NAME)
+    tasks: dict[str, Task] = {}
+    for line, text in open_lines(path, rejects, name=_STUDIES):
+        place = f"{_STUDIES}:{line}"
+        if not (text and text.strip()):
+            continue
+        try:
+            task = _task(json.loads(text), place)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            detail = f"expected a study, got {type(error).__name__}: {error}"
+            rejects.add(place, "malformed_row", detail)
+            continue
+        if any(not stays_inside(image.path) for image in task.images):
+            rejects.add(place, "path_outside_root", "an image leaves the corpus", task.study_id)
+        elif tasks.setdefault(task.study_id, task) is not task:
+            detail = f"{tasks[task.study_id].file} has it already"
+            rejects.add(place, "duplicate_id", detail, task.study_id)
+    return Plan(in_order(tasks.values(), options.limit), rejects.records, "demo corpus")
+
+
+def load(task: Task, options: SourceOptions) -> Loaded:
+    """Split one report of the corpus, and look at its images."""
+    try:
+        return loaded(NAME, task, task.texts, options, root=options.root or CORPUS)
+    except Unusable as error:
+        return not_loaded(NAME, task, error)
+
+
+def _task(study: dict[str, Any], place: str) -> Task:
+    images = tuple(
+        Image(image["path"], Path(image["path"]).stem, image.get("view"))
+        for image in study.get("images", ())
+    )
+    split = SPLITS[study["split"]] if study.get("split") else None
+    texts = (Section("", study["report"]),)
+    return Task(study["study_id"], study.get("subject_id"), split, place, images, texts)
+
+
+SOURCE: Final = Source(
+    name=NAME,
+    plan=plan,
+    load=load,
+    credentialed=False,
+    licence="reports: Apache-2.0; images: NIH Clinical Center, unrestricted use with citation",
+    citation="Images: Wang et al., ChestX-ray8, CVPR 2017, "
+    "https://nihcc.app.box.com/v/ChestXray-NIHCC",
+)
