@@ -171,7 +171,7 @@ def write_disagreements(path: Path, comparison: Comparison) -> None:
 def comparison_tables(comparison: Comparison, name: str, *, most: int = 20) -> Group:
     """Draw a comparison for the terminal: a line a label, then the first `most` that disagree."""
     table = plain_table(f"Agreement with {name}, n = {comparison.compared:,} studies")
-    table.add_column("label")
+    table.add_column("label", no_wrap=True)
     for column in ("kappa", "agreement", "n"):
         table.add_column(column, justify="right")
     table.add_column("same")
