@@ -55,7 +55,9 @@ def _keeps_on(text: str, start: int, stop: int) -> bool:
         return True
     match = _ABBREVIATION.search(text, max(start, stop - 8), stop)
     # "no." and a number end a sentence all the same, when a new one follows: "rib 4. The ..."
-    return bool(match) and not (match.group().strip(" (").isdigit() or match.group().lower().endswith("no"))
+    return bool(match) and not (
+        match.group().strip(" (").isdigit() or match.group().lower().endswith("no")
+    )
 
 
 def _sentence(section: Section, index: int, start: int, end: int) -> Sentence | None:

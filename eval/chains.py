@@ -9,6 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
 from cot_builder.errors import UserError
 from cot_builder.records import Row
 from cot_builder.vocabulary import ASSERTIONS, LABELS
@@ -70,6 +74,38 @@ class ChainScores(NamedTuple):
         """Share of pairs with agreeing label and assertion whose sets of regions agree too."""
         return _share(self.region_right, self.region_pairs)
 
+    def __rich__(self) -> Group:
+        """Return the scores as tables: the headline, by assertion, by label, and the commonest differences."""
+        headline = Table("measure", "value", "n")
+        for name, value, n in (
+            ("triple micro-F1", self.triples.f1, sum(self.triples)),
+            ("triple precision", self.triples.precision, self.triples.hit + self.triples.extra),
+            ("triple recall", self.triples.recall, self.triples.hit + self.triples.missed),
+            *((f"F1 of {a}", c.f1, c.hit + c.missed) for a, c in self.by_assertion.items()),
+            (
+                "macro-F1 over labels",
+                self.macro_f1,
+                sum(1 for c in self.by_label.values() if sum(c)),
+            ),
+            ("label-and-assertion F1", self.label_assertion.f1, sum(self.label_assertion)),
+            ("region accuracy", self.region_accuracy, self.region_pairs),
+            ("unmapped F1", self.unmapped.f1, sum(self.unmapped)),
+            ("exact offsets", _share(self.offsets_exact, self.offsets), self.offsets),
+        ):
+            headline.add_row(name, f"{value:.4f}", str(n))
+        labels = Table("label", "F1", "precision", "recall", "gold")
+        for label, c in self.by_label.items():
+            labels.add_row(
+                label, *(f"{v:.3f}" for v in (c.f1, c.precision, c.recall)), str(c.hit + c.missed)
+            )
+        wrong = Table("commonest differences", "times")
+        for (kind, triple), times in most_common(self, 12):
+            wrong.add_row(f"{kind}: {' · '.join(triple)}", str(times))
+        absent = f"; {len(self.missing)} gold reports are not in the dataset: {', '.join(self.missing[:5])}"
+        return Group(
+            headline, labels, wrong, Text(f"{self.reports} reports{absent if self.missing else ''}")
+        )
+
 
 def triples(chains: Iterable[Mapping[str, Any]]) -> set[Triple]:
     """Return the set of (disease, assertion, region), one for each region of each chain.
@@ -97,10 +133,14 @@ def score(pairs: Iterable[tuple[str, Row, Row]], *, missing: Iterable[str] = ())
         gold, predicted = triples(gold_row["chains"]), triples(row["chains"])
         total = total.plus(compare(gold, predicted))
         for name in ASSERTIONS:
-            part = compare({t for t in gold if t[1] == name}, {t for t in predicted if t[1] == name})
+            part = compare(
+                {t for t in gold if t[1] == name}, {t for t in predicted if t[1] == name}
+            )
             by_assertion[name] = by_assertion[name].plus(part)
         for name in LABELS:
-            part = compare({t for t in gold if t[0] == name}, {t for t in predicted if t[0] == name})
+            part = compare(
+                {t for t in gold if t[0] == name}, {t for t in predicted if t[0] == name}
+            )
             by_label[name] = by_label[name].plus(part)
         ours, theirs = _regions(predicted), _regions(gold)
         labels_only = labels_only.plus(
@@ -109,13 +149,18 @@ def score(pairs: Iterable[tuple[str, Row, Row]], *, missing: Iterable[str] = ())
         for pair in ours.keys() & theirs.keys():
             pairs_seen += 1
             right += ours[pair] == theirs[pair]
-        extra = {(u["assertion"], u["assertion"], r) for u in row["unmapped"] for r in u["regions"]}
-        wanted = {(u["assertion"], u["assertion"], r) for u in gold_row["unmapped"] for r in u["regions"]}
+        extra = {("unmapped", u["assertion"], r) for u in row["unmapped"] for r in u["regions"]}
+        wanted = {
+            ("unmapped", u["assertion"], r) for u in gold_row["unmapped"] for r in u["regions"]
+        }
         unmapped = unmapped.plus(compare(wanted, extra))
         texts = {s["name"]: s["text"] for s in row["sections"]}
         for mention in [*row["chains"], *row["unmapped"]]:
             offsets += 1
-            exact += texts.get(mention["section"], "")[mention["start"] : mention["end"]] == mention["finding"]
+            exact += (
+                texts.get(mention["section"], "")[mention["start"] : mention["end"]]
+                == mention["finding"]
+            )
         differences += [(uid, "extra", t) for t in sorted(predicted - gold)]
         differences += [(uid, "missed", t) for t in sorted(gold - predicted)]
     return ChainScores(
@@ -139,7 +184,9 @@ def read_gold(path: Path) -> list[Row]:
             triples(row["chains"])
             row["uid"] = str(row["uid"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: not a gold record with uid and chains: {error!r}") from None
+            raise UserError(
+                f"{path}:{number}: not a gold record with uid and chains: {error!r}"
+            ) from None
         row.setdefault("unmapped", [])
         rows.append(row)
     if not rows:
@@ -160,12 +207,16 @@ def score_chains(gold_path: Path, dataset: Path) -> ChainScores:
     for row in read_studies(dataset, columns=columns):
         key = _bare(row["study_id"])
         if key in gold:
-            annotated = {name for name, text in gold[key].items() if isinstance(text, str)} - {"uid"}
+            annotated = {name for name, text in gold[key].items() if isinstance(text, str)} - {
+                "uid"
+            }
             for column in ("chains", "unmapped"):
                 row[column] = [m for m in row[column] if m["section"] in annotated]
             found[key] = row
     if not found:
-        raise UserError(f"no study of {dataset} is in {gold_path}; gold ids begin {next(iter(gold))!r}")
+        raise UserError(
+            f"no study of {dataset} is in {gold_path}; gold ids begin {next(iter(gold))!r}"
+        )
     missing = [row["uid"] for key, row in gold.items() if key not in found]
     return score(((gold[k]["uid"], gold[k], row) for k, row in found.items()), missing=missing)
 

@@ -92,7 +92,9 @@ def load_banks(folder: Path | None = None) -> Banks:
     Raises UserError with file, table and key for everything that does not fit.
     """
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--banks {folder}: no such folder; expected one with files such as {FOLDER}/diseases.toml")
+        raise UserError(
+            f"--banks {folder}: no such folder; expected one with files such as {FOLDER}/diseases.toml"
+        )
     if folder is not None:
         known = {*SHAPES, "headings"}
         for path in sorted(folder.glob("*.toml")):
@@ -172,7 +174,9 @@ def _extend(base: Any, own: Any, where: Path) -> Any:
         if "phrases" in merged:
             lost = [phrase for phrase in gone if phrase not in merged["phrases"]]
             if lost:
-                raise UserError(f"{where}: key \"remove\" of {_entry_key(own)!r}: no such phrase {lost[0]!r}")
+                raise UserError(
+                    f'{where}: key "remove" of {_entry_key(own)!r}: no such phrase {lost[0]!r}'
+                )
             merged["phrases"] = [p for p in merged["phrases"] if p not in gone]
         return merged
     if isinstance(base, list) and isinstance(own, list):
@@ -200,7 +204,9 @@ def _lint_shape(value: Any, shape: Any, where: str) -> None:
     names = {key.rstrip("[]?"): key for key in shape}
     for key in value:
         if key not in names:
-            raise UserError(f'{where}: unknown key "{key}"; expected one of {", ".join(sorted(names))}')
+            raise UserError(
+                f'{where}: unknown key "{key}"; expected one of {", ".join(sorted(names))}'
+            )
     for name, key in names.items():
         if key.endswith("[]"):
             items = value.get(name, [])
@@ -223,21 +229,34 @@ def _lint_references(tables: Mapping[str, Table], folder: Path) -> None:
 
     def check(name: str, known: Any, file: str, where: str) -> None:
         if name not in known:
-            raise UserError(f"{folder}/{file}.toml: {where}: unknown {name!r}; expected one of {', '.join(known)}")
+            raise UserError(
+                f"{folder}/{file}.toml: {where}: unknown {name!r}; expected one of {', '.join(known)}"
+            )
 
     sites = [site["id"] for site in tables["regions"]["site"]]
     signs = [sign["id"] for sign in tables["signs"]["sign"]]
     states = list(tables["states"]["state"])
     if (names := [d["name"] for d in tables["diseases"]["disease"]]) != list(LABELS):
-        raise UserError(f"{folder}/diseases.toml: expected the 14 labels in CheXpert order, got {names}")
+        raise UserError(
+            f"{folder}/diseases.toml: expected the 14 labels in CheXpert order, got {names}"
+        )
     if (names := [r["name"] for r in tables["regions"]["region"]]) != list(REGIONS):
-        raise UserError(f"{folder}/regions.toml: expected the 12 regions in bank order, got {names}")
+        raise UserError(
+            f"{folder}/regions.toml: expected the 12 regions in bank order, got {names}"
+        )
     for disease in tables["diseases"]["disease"]:
         for group in disease.get("group", []):
-            check(group["site"], sites, "diseases", f'[[disease.group]] {group["id"]!r}: key "site"')
+            check(
+                group["site"], sites, "diseases", f'[[disease.group]] {group["id"]!r}: key "site"'
+            )
             for other in group.get("also", []):
                 check(other, LABELS, "diseases", f'[[disease.group]] {group["id"]!r}: key "also"')
-    for file, table in (("devices", "device"), ("signs", "sign"), ("unmapped", "finding"), ("structures", "structure")):
+    for file, table in (
+        ("devices", "device"),
+        ("signs", "sign"),
+        ("unmapped", "finding"),
+        ("structures", "structure"),
+    ):
         for entry in tables[file][table]:
             check(entry["site"], sites, file, f'[[{table}]] {entry["id"]!r}: key "site"')
             for place in entry.get("places", []):
@@ -246,7 +265,7 @@ def _lint_references(tables: Mapping[str, Table], folder: Path) -> None:
         check(sign["disease"], LABELS, "signs", f'[[sign]] {sign["id"]!r}: key "disease"')
     for structure in tables["structures"]["structure"]:
         for state, meaning in structure["means"].items():
-            where = f'[[structure]] {structure["id"]!r}: means.{state}'
+            where = f"[[structure]] {structure['id']!r}: means.{state}"
             check(state, states, "structures", where)
             if meaning in ("", "No Finding"):
                 continue
@@ -277,16 +296,25 @@ def _lint_references(tables: Mapping[str, Table], folder: Path) -> None:
         except ValueError:
             words = ()
         if not words:
-            raise UserError(f"{folder}/{file}.toml: {where}: phrase {phrase!r} is empty or its braces do not pair")
+            raise UserError(
+                f"{folder}/{file}.toml: {where}: phrase {phrase!r} is empty or its braces do not pair"
+            )
 
 
 def _phrases(tables: Mapping[str, Table]) -> Iterator[tuple[str, str, str]]:
     for disease in tables["diseases"]["disease"]:
         for group in disease.get("group", []):
-            yield from (("diseases", f'[[disease.group]] {group["id"]!r}', p) for p in group["phrases"])
-    for file, table in (("devices", "device"), ("signs", "sign"), ("unmapped", "finding"), ("cues", "cue")):
+            yield from (
+                ("diseases", f"[[disease.group]] {group['id']!r}", p) for p in group["phrases"]
+            )
+    for file, table in (
+        ("devices", "device"),
+        ("signs", "sign"),
+        ("unmapped", "finding"),
+        ("cues", "cue"),
+    ):
         for entry in tables[file][table]:
-            yield from ((file, f'[[{table}]] {entry["id"]!r}', p) for p in entry["phrases"])
+            yield from ((file, f"[[{table}]] {entry['id']!r}", p) for p in entry["phrases"])
     for structure in tables["structures"]["structure"]:
         for phrase in [*structure["nouns"], *structure.get("adjectives", [])]:
-            yield "structures", f'[[structure]] {structure["id"]!r}', phrase
+            yield "structures", f"[[structure]] {structure['id']!r}", phrase

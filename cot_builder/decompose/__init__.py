@@ -88,14 +88,18 @@ def rule_id(mention: Mention, p: Parse) -> str:
     return f"{mention.observation.rule}{f'~{spelt}' if spelt else ''}{cue}@{p.lexicon.version}"
 
 
-def _write(mention: Mention, text: str, p: Parse, chains: list[Chain], unmapped: list[Unmapped]) -> None:
+def _write(
+    mention: Mention, text: str, p: Parse, chains: list[Chain], unmapped: list[Unmapped]
+) -> None:
     observation = mention.observation
     start, end = mention.start, mention.end
     finding, regions, rule = text[start:end], in_bank_order(mention.regions), rule_id(mention, p)
     if not observation.diseases:
         unmapped.append(Unmapped("", 0, finding, start, end, mention.assertion, regions, rule))
         return
-    severity = next((t for u in p.units[mention.left : mention.first + 1] if (t := u.term.severity)), None)
+    severity = next(
+        (t for u in p.units[mention.left : mention.first + 1] if (t := u.term.severity)), None
+    )
     basis: Basis = "stated" if observation.stated else "implied"
     for disease in observation.diseases:
         chains.append(

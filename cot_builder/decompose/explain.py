@@ -24,7 +24,13 @@ def explain(text: str, banks: Banks) -> RenderableType:
     parts: list[RenderableType] = []
     for sentence in split_sections_of(text):
         p = parse(fold(sentence.text), lexicon)
-        parts += [_coloured(sentence.text, p), _units(p), *_cues(sentence.text, p), _decisions(sentence.text, p), Text()]
+        parts += [
+            _coloured(sentence.text, p),
+            _units(p),
+            *_cues(sentence.text, p),
+            _decisions(sentence.text, p),
+            Text(),
+        ]
     return Group(*parts)
 
 
@@ -59,14 +65,20 @@ def _roles(term: Term) -> list[str]:
 
 def _cues(text: str, p: Parse) -> list[Text]:
     return [
-        Text(f"cue: {p.text(cue)!r} ({means}) reaches {text[p.units[first].start : p.units[last].end]!r}")
+        Text(
+            f"cue: {p.text(cue)!r} ({means}) reaches {text[p.units[first].start : p.units[last].end]!r}"
+        )
         for means, cue, first, last in p.cues
     ]
 
 
 def _decisions(text: str, p: Parse) -> RenderableType:
     if not p.mentions:
-        why = "it carries no finding" if any(u.term.silent for u in p.units) else "the banks have no words for it"
+        why = (
+            "it carries no finding"
+            if any(u.term.silent for u in p.units)
+            else "the banks have no words for it"
+        )
         return Text(f"no chain: {why}, or what it says is only supposed", style="dim")
     table = Table(box=None, pad_edge=False)
     for column in ("finding", "disease", "assertion", "because", "regions", "from", "rule"):
@@ -76,7 +88,8 @@ def _decisions(text: str, p: Parse) -> RenderableType:
         concepts = "".join(f" ← {concept}" for concept in reversed(observation.concepts))
         table.add_row(
             text[mention.start : mention.end],
-            (" + ".join(observation.diseases) or "unmapped") + ("" if observation.stated or not observation.diseases else f" (implied){concepts}"),
+            (" + ".join(observation.diseases) or "unmapped")
+            + ("" if observation.stated or not observation.diseases else f" (implied){concepts}"),
             Text(mention.assertion, style=COLOURS[mention.assertion]),
             mention.reason,
             ", ".join(in_bank_order(mention.regions)),
@@ -87,4 +100,6 @@ def _decisions(text: str, p: Parse) -> RenderableType:
 
 
 def _places(places: list[Place]) -> str:
-    return ", ".join(" ".join(filter(None, (side, site.id if site else ""))) for side, site, _ in places)
+    return ", ".join(
+        " ".join(filter(None, (side, site.id if site else ""))) for side, site, _ in places
+    )

@@ -95,7 +95,9 @@ class Term:
     outside: bool = False
     # Joins: "," is a comma, "and", "or" ("/", "versus" too), ";" ends a clause, ":" and brackets part it.
     join: str = ""
-    inner: tuple[Place, ...] = ()  # derived: the places that an observation's own phrase names ("apical cap")
+    inner: tuple[
+        Place, ...
+    ] = ()  # derived: the places that an observation's own phrase names ("apical cap")
     place: bool = False  # derived: names a site or a side
     modifier: bool = False  # derived: belongs to the phrase of an observation
 
@@ -152,7 +154,9 @@ def compile_lexicon(banks: Banks) -> Lexicon:
         for entry in each(row["phrases"]):
             entry.observation = observation
     for row in banks.signs["sign"]:
-        observation = _observation(f"signs.{row['id']}", row, (row["disease"],), sites, stated=row.get("stated", False))
+        observation = _observation(
+            f"signs.{row['id']}", row, (row["disease"],), sites, stated=row.get("stated", False)
+        )
         signs[row["id"]] = observation
         for entry in each(row["phrases"]):
             entry.observation = observation
@@ -162,7 +166,9 @@ def compile_lexicon(banks: Banks) -> Lexicon:
             observation = _observation(f"diseases.{row['id']}", row, labels, sites)
             for entry in each(row["phrases"]):
                 entry.observation = observation
-    structures = [(row, _structure(row, sites, signs, normal)) for row in banks.structures["structure"]]
+    structures = [
+        (row, _structure(row, sites, signs, normal)) for row in banks.structures["structure"]
+    ]
     for adjective, key in ((False, "nouns"), (True, "adjectives")):
         for row, structure in structures:
             for entry in each(row.get(key, ())):
@@ -176,7 +182,11 @@ def compile_lexicon(banks: Banks) -> Lexicon:
         for entry in each(phrases):
             entry.states = (*entry.states, state)
     for row in banks.regions["site"]:
-        for key, side in (("left_phrases", "left"), ("right_phrases", "right"), ("both_phrases", "both")):
+        for key, side in (
+            ("left_phrases", "left"),
+            ("right_phrases", "right"),
+            ("both_phrases", "both"),
+        ):
             for entry in each(row.get(key, ())):
                 entry.site, entry.site_side = sites[row["id"]], side  # type: ignore[assignment]
         for entry in each(row.get("phrases", ())):
@@ -231,7 +241,9 @@ def compile_lexicon(banks: Banks) -> Lexicon:
                 and (word.side or (word.site is not None and word.site.sided and not word.weak))
             )
     automaton.make_automaton()
-    words = frozenset(word for phrase in (*terms, *attributes["lookalikes"]["words"]) for word in phrase.split())
+    words = frozenset(
+        word for phrase in (*terms, *attributes["lookalikes"]["words"]) for word in phrase.split()
+    )
     heads = sorted(
         phrase for phrase, entry in terms.items()
         if len(phrase) >= 8 and " " not in phrase and phrase.isalpha() and entry.observation is not None
@@ -258,9 +270,7 @@ def _speller(heads: list[str]) -> Callable[[str], str]:
 
     @lru_cache(maxsize=100_000)
     def spelling(word: str) -> str:
-        found = process.extractOne(
-            word, heads, scorer=OSA.normalized_similarity, score_cutoff=0.85
-        )
+        found = process.extractOne(word, heads, scorer=OSA.normalized_similarity, score_cutoff=0.85)
         return found[0] if found and found[0][0] == word[0] else ""
 
     return spelling
@@ -278,7 +288,12 @@ def _site(row: dict[str, Any]) -> Site:
 
 
 def _observation(
-    rule: str, row: dict[str, Any], diseases: tuple[str, ...], sites: dict[str, Site], *, stated: bool | None = None
+    rule: str,
+    row: dict[str, Any],
+    diseases: tuple[str, ...],
+    sites: dict[str, Site],
+    *,
+    stated: bool | None = None,
 ) -> Observation:
     return Observation(
         rule=rule,
@@ -294,7 +309,9 @@ def _observation(
 
 
 def _no_finding(site: Site) -> Observation:
-    return Observation(f"structures.{site.id}", ("No Finding",), True, (), site, False, False, frozenset())
+    return Observation(
+        f"structures.{site.id}", ("No Finding",), True, (), site, False, False, frozenset()
+    )
 
 
 def _structure(
@@ -311,10 +328,16 @@ def _structure(
         if text == "No Finding":
             means[state] = Meaning(normal[site.id]._replace(rule=rule), "positive")
         elif head == "sign":
-            means[state] = Meaning(signs[tail]._replace(rule=rule, site=site if site.sided else signs[tail].site), "positive")
+            means[state] = Meaning(
+                signs[tail]._replace(rule=rule, site=site if site.sided else signs[tail].site),
+                "positive",
+            )
         else:
             labels = () if head == "unmapped" else (head,)
-            observation = Observation(rule, labels, bool(labels), (), site, not site.sided, False, frozenset())
+            observation = Observation(
+                rule, labels, bool(labels), (), site, not site.sided, False, frozenset()
+            )
             means[state] = Meaning(observation, tail)  # type: ignore[arg-type]
-    return Structure(row["id"], site, means, normal[site.id]._replace(rule=f"structures.{row['id']}.generic"))
-
+    return Structure(
+        row["id"], site, means, normal[site.id]._replace(rule=f"structures.{row['id']}.generic")
+    )

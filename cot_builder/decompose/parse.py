@@ -17,7 +17,9 @@ class Group:
     last: int
     members: list[tuple[int, int, Structure]]  # first unit, last unit, structure
     standing: bool  # a noun or a shape word is there; bare adjectives are places only
-    states: list[tuple[int, int, str | None, bool, bool]] = field(default_factory=list)  # unit, end, name, denied, hedged
+    states: list[tuple[int, int, str | None, bool, bool]] = field(
+        default_factory=list
+    )  # unit, end, name, denied, hedged
 
 
 @dataclass(slots=True, eq=False)
@@ -52,10 +54,14 @@ class Parse:
     lexicon: Lexicon
     groups: list[Group] = field(default_factory=list)
     mentions: list[Mention] = field(default_factory=list)
-    scope: list[tuple[str, int] | None] = field(default_factory=list)  # per unit: what reaches it, from which unit
+    scope: list[tuple[str, int] | None] = field(
+        default_factory=list
+    )  # per unit: what reaches it, from which unit
     taken: set[int] = field(default_factory=set)  # places that belong to a mention
     used: set[int] = field(default_factory=set)  # units consumed as structure or state
-    cues: list[tuple[str, int, int, int]] = field(default_factory=list)  # means, cue unit, first, last (explain)
+    cues: list[tuple[str, int, int, int]] = field(
+        default_factory=list
+    )  # means, cue unit, first, last (explain)
 
     def text(self, i: int) -> str:
         """Return the words of a unit."""

@@ -35,7 +35,9 @@ def _places(p: Parse) -> None:
         if mention.observation.places:
             stop = min((h for h in heads if h > mention.last), default=len(units))
             mention.places = [
-                (t.side or t.site_side, t.site, t.weak) for k in range(mention.last + 1, stop) if (t := units[k].term).place
+                (t.side or t.site_side, t.site, t.weak)
+                for k in range(mention.last + 1, stop)
+                if (t := units[k].term).place
             ]
 
 
@@ -69,8 +71,17 @@ def _places_before(p: Parse, mention: Mention, heads: dict[int, Mention]) -> Non
                 break
             if term.join != "," and not (
                 (before.place and after.place)
-                or (before.modifier and not before.place and (after.modifier or _side_before(units, j - 1)))
-                or (before.side and j > 1 and not units[j - 2].term.preposition and not units[j - 2].term.stop)
+                or (
+                    before.modifier
+                    and not before.place
+                    and (after.modifier or _side_before(units, j - 1))
+                )
+                or (
+                    before.side
+                    and j > 1
+                    and not units[j - 2].term.preposition
+                    and not units[j - 2].term.stop
+                )
                 or (before.side and j == 1)
             ):
                 break
@@ -99,7 +110,9 @@ def _side_before(units: list[Unit], j: int) -> bool:
     return j >= 0 and units[j].term.side is not None
 
 
-_OUTSIDE_SPAN: Final = frozenset({"evidence of", "new", "newly", "visualized", "visible", "again", "definite", "signs of"})
+_OUTSIDE_SPAN: Final = frozenset(
+    {"evidence of", "new", "newly", "visualized", "visible", "again", "definite", "signs of"}
+)
 
 
 def _places_after(p: Parse, mention: Mention, heads: dict[int, Mention], quiet: set[int]) -> None:
@@ -120,7 +133,11 @@ def _places_after(p: Parse, mention: Mention, heads: dict[int, Mention], quiet: 
             if run < count and run in heads:
                 # "markers within the left upper lobe mass": both lie there. Otherwise the place is the next one's.
                 if _is_joined(p, mention, j):
-                    found += [(t.side or t.site_side, t.site, t.weak) for k in range(j, run) if (t := units[k].term).place]
+                    found += [
+                        (t.side or t.site_side, t.site, t.weak)
+                        for k in range(j, run)
+                        if (t := units[k].term).place
+                    ]
                 break
             for k in range(j, run):
                 t = units[k].term
@@ -147,10 +164,21 @@ def _places_after(p: Parse, mention: Mention, heads: dict[int, Mention], quiet: 
         if term.join in ("and", "or"):
             # "in the right base and the left upper lobe"
             k = j + 1
-            while k < count and (units[k].term.preposition or units[k].term.text in ("the", "also") or units[k].term.modifier):
+            while k < count and (
+                units[k].term.preposition
+                or units[k].term.text in ("the", "also")
+                or units[k].term.modifier
+            ):
                 k += 1
             run = _run_of_places(p, k)
-            if not (found or units[j - 1].term.modifier) or run == k or (run < count and (run in heads or units[run].term.structure is not None and run in p.used)):
+            if (
+                not (found or units[j - 1].term.modifier)
+                or run == k
+                or (
+                    run < count
+                    and (run in heads or units[run].term.structure is not None and run in p.used)
+                )
+            ):
                 break
             j = k
             continue
@@ -160,7 +188,15 @@ def _places_after(p: Parse, mention: Mention, heads: dict[int, Mention], quiet: 
             break
         if term.observation is not None:
             break
-        if not (term.preposition or term.modifier or term.stop or term.structure is not None or term.shape or not term.text or term.states):
+        if not (
+            term.preposition
+            or term.modifier
+            or term.stop
+            or term.structure is not None
+            or term.shape
+            or not term.text
+            or term.states
+        ):
             break
         if not term.text and not _place_soon(p, j):
             joined = False
@@ -193,7 +229,9 @@ def _heads_phrase(p: Parse, j: int) -> bool:
 
 def _is_joined(p: Parse, mention: Mention, j: int) -> bool:
     j -= 1
-    while j > mention.last and (p.units[j].term.text in ("the", "a", "an") or p.units[j].term.modifier):
+    while j > mention.last and (
+        p.units[j].term.text in ("the", "a", "an") or p.units[j].term.modifier
+    ):
         j -= 1
     return j > mention.last and p.units[j].term.preposition
 
@@ -201,7 +239,6 @@ def _is_joined(p: Parse, mention: Mention, j: int) -> bool:
 def _share_places(p: Parse) -> None:
     """Let lists, explanations and leading phrases give their place to observations that name none."""
     units = p.units
-    previous: Mention | None = None
     free = [m for m in p.mentions if not m.said]
     for index, mention in enumerate(free):
         if not _sided(mention) and index:
@@ -211,26 +248,58 @@ def _share_places(p: Parse) -> None:
             if _same_list(between) and before.leading and not before.observation.fixed:
                 mention.places = _given(mention, before) + mention.places
                 mention.leading = True
-            elif mention.linked_to is None and before.assertion != "negative" and mention.assertion != "negative" and (companion or any(t.text == "with" for t in between)) and not before.observation.fixed:
+            elif (
+                mention.linked_to is None
+                and before.assertion != "negative"
+                and mention.assertion != "negative"
+                and (companion or any(t.text == "with" for t in between))
+                and not before.observation.fixed
+            ):
                 mention.places = _given(mention, before) + mention.places
+                mention.leading = bool(mention.places)
     for index in range(len(free) - 2, -1, -1):
         mention, after = free[index], free[index + 1]
-        if not _strong(mention) and after.trailing and not after.leading and mention.linked_to is None:
+        if (
+            not _strong(mention)
+            and after.trailing
+            and not after.leading
+            and mention.linked_to is None
+        ):
             between = [units[k].term for k in range(mention.last + 1, after.first)]
             if _same_list(between) and not after.observation.fixed:
                 mention.places = mention.places + after.places
-    loose = [i for i, u in enumerate(units) if u.term.place and i not in p.taken and i not in p.used]
+    loose = [
+        i for i, u in enumerate(units) if u.term.place and i not in p.taken and i not in p.used
+    ]
     for mention in free:
         if mention.linked_to is not None or _sided(mention):
             continue
         if mention.assertion == "negative":
             mention.places = _side_of_clear_lung(p, mention) + mention.places
             continue
-        lead = [i for i in loose if i < mention.first and not any(
-            units[k].term.join == ";" or (units[k].term.forward is not None and units[k].term.forward.means == "emphasis") for k in range(i, mention.first)
-        )]
-        if lead and (lead[0] == 0 or units[lead[0] - 1].term.preposition or units[lead[0] - 1].term.text in ("the", "both", "a")):
-            given: list[Place] = [(units[i].term.side or units[i].term.site_side, units[i].term.site, units[i].term.weak) for i in lead]
+        lead = [
+            i
+            for i in loose
+            if i < mention.first
+            and not any(
+                units[k].term.join == ";"
+                or (units[k].term.forward is not None and units[k].term.forward.means == "emphasis")
+                for k in range(i, mention.first)
+            )
+        ]
+        if lead and (
+            lead[0] == 0
+            or units[lead[0] - 1].term.preposition
+            or units[lead[0] - 1].term.text in ("the", "both", "a")
+        ):
+            given: list[Place] = [
+                (
+                    units[i].term.side or units[i].term.site_side,
+                    units[i].term.site,
+                    units[i].term.weak,
+                )
+                for i in lead
+            ]
             mention.places = [x for x in given if not _strong(mention) or x[0]] + mention.places
         else:
             mention.places = _side_of_subject(p, mention) + mention.places
@@ -238,7 +307,12 @@ def _share_places(p: Parse) -> None:
         if mention.assertion == "uncertain" and mention.linked_to is None and not _strong(mention):
             # "right base opacity may be atelectasis, but pneumonia is not excluded": there as well.
             for head in reversed(free[:index]):
-                if _strong(head) and head.assertion != "negative" and not head.observation.fixed and "Support Devices" not in head.observation.diseases:
+                if (
+                    _strong(head)
+                    and head.assertion != "negative"
+                    and not head.observation.fixed
+                    and "Support Devices" not in head.observation.diseases
+                ):
                     mention.places = list(head.places)
                     break
     for mention in p.mentions:
@@ -247,7 +321,11 @@ def _share_places(p: Parse) -> None:
             continue
         if not _strong(mention):
             mention.places = list(head.places)
-            if not head.places and head.observation.site.id != mention.observation.site.id and head.said:
+            if (
+                not head.places
+                and head.observation.site.id != mention.observation.site.id
+                and head.said
+            ):
                 mention.places = []
         elif not _sided(head) and _sided(mention) and not head.said and not head.observation.fixed:
             head.places = list(mention.places)
@@ -255,7 +333,9 @@ def _share_places(p: Parse) -> None:
 
 def _given(mention: Mention, giver: Mention) -> list[Place]:
     """Return the places that one observation lends another: its sides alone to one that names a site itself."""
-    if _strong(mention):
+    if not mention.observation.site.sided:
+        return []
+    if _strong(mention) or "Support Devices" in mention.observation.diseases:
         return [(side, None, False) for side, _, _ in giver.places if side]
     return [place for place in giver.places if place[1] is None or place[1].sided]
 
@@ -265,7 +345,11 @@ def _side_of_subject(p: Parse, mention: Mention) -> list[Place]:
     for group in p.groups:
         if group.last < mention.first and group.members[0][2].site.sided:
             between = [p.units[k].term for k in range(group.last + 1, mention.first)]
-            if between and between[0].verb and not any(t.join == ";" or t.text == "but" for t in between):
+            if (
+                between
+                and between[0].verb
+                and not any(t.join == ";" or t.text == "but" for t in between)
+            ):
                 return [x for x in own_side(p, group) if x[0]]
     return []
 
@@ -273,7 +357,11 @@ def _side_of_subject(p: Parse, mention: Mention) -> list[Place]:
 def _side_of_clear_lung(p: Parse, mention: Mention) -> list[Place]:
     """Return the side of the lung that a denial speaks of: "the left lung is clear without consolidation"."""
     held = p.scope[mention.first]
-    if held is None or held[1] > mention.first or p.units[held[1]].term.text in ("no", "negative for"):
+    if (
+        held is None
+        or held[1] > mention.first
+        or p.units[held[1]].term.text in ("no", "negative for")
+    ):
         return []
     group = next((g for g in reversed(p.groups) if g.last < held[1]), None)
     if group is None or group.members[0][2].id != "lungs" or len(group.members) > 1:
@@ -285,7 +373,10 @@ def _side_of_clear_lung(p: Parse, mention: Mention) -> list[Place]:
 
 
 def _sided(mention: Mention) -> bool:
-    return any(side is not None or (site is not None and not site.sided) for side, site, _ in mention.places)
+    return any(
+        side is not None or (site is not None and not site.sided)
+        for side, site, _ in mention.places
+    )
 
 
 def _strong(mention: Mention) -> bool:
@@ -294,7 +385,12 @@ def _strong(mention: Mention) -> bool:
 
 def _same_list(between: list[Term]) -> bool:
     return any(t.join in (",", "and", "or") for t in between) and all(
-        t.join in (",", "and", "or") or t.modifier or t.place or not t.text or t.text in ("a", "the", "any", "definite", "large", "of") or t.states
+        t.join in (",", "and", "or")
+        or t.modifier
+        or t.place
+        or not t.text
+        or t.text in ("a", "the", "any", "definite", "large", "of")
+        or t.states
         for t in between
     )
 

@@ -21,11 +21,23 @@ def _scopes(p: Parse) -> None:
         cue = unit.term.forward
         if cue is not None and cue.means in ("negative", "uncertain", "drop", "link", "emphasis"):
             held = p.scope[i]
-            if held is not None and (held[0] == "drop" or (held[0] == "negative" and cue.means in ("uncertain", "link"))):
+            if held is not None and (
+                held[0] == "drop"
+                or (held[0] == "negative" and cue.means in ("uncertain", "link"))
+                # "most likely | due to atelectasis": the hedge stands.
+                or (held[0] == "uncertain" and cue.means == "link" and i - held[1] <= 2)
+            ):
                 continue
-            if cue.means == "negative" and unit.term.text == "not" and i + 1 < len(units) and units[i + 1].term.states:
+            if (
+                cue.means == "negative"
+                and unit.term.text == "not"
+                and i + 1 < len(units)
+                and units[i + 1].term.states
+            ):
                 continue
-            if cue.id == "favor_over" and not any(units[k].term.text.startswith("favor") for k in range(i)):
+            if cue.id == "favor_over" and not any(
+                units[k].term.text.startswith("favor") for k in range(i)
+            ):
                 continue
             last = _reach(p, i, cue.means)
             if cue.means != "emphasis":
@@ -33,14 +45,25 @@ def _scopes(p: Parse) -> None:
                     p.scope[j] = (cue.means, i)
             if last > i:
                 p.cues.append((cue.means, i, i + 1, last))
-            if cue.means == "uncertain" and unit.term.backward is None and not _holds_observation(p, i + 1, last) and _closes(p, i):
+            if (
+                cue.means == "uncertain"
+                and unit.term.backward is None
+                and not _holds_observation(p, i + 1, last)
+                and _closes(p, i)
+            ):
                 _reach_back(p, i, "uncertain")
     for i, unit in enumerate(units):
         cue = unit.term.backward
         if cue is not None and i not in p.used:
-            if unit.term.forward is not None and _holds_observation(p, i + 1, _reach(p, i, unit.term.forward.means)):
+            if unit.term.forward is not None and _holds_observation(
+                p, i + 1, _reach(p, i, unit.term.forward.means)
+            ):
                 continue
-            if unit.term.forward is not None and unit.term.forward.means == "uncertain" and not _closes(p, i):
+            if (
+                unit.term.forward is not None
+                and unit.term.forward.means == "uncertain"
+                and not _closes(p, i)
+            ):
                 continue
             if unit.term.temporal and _premodifies(p, i):
                 continue
@@ -62,8 +85,11 @@ def _premodifies(p: Parse, i: int) -> bool:
 def _closes(p: Parse, i: int) -> bool:
     """Tell whether nothing but a closing verb follows a hedge: "pneumonia is possible", "effusion may be present"."""
     return all(
-        (t := p.units[j].term).verb or t.stop or t.modifier or t.place or t.preposition for j in range(i + 1, len(p.units))
-    ) and (i + 1 == len(p.units) or p.units[i + 1].term.verb or p.units[i].term.backward is not None)
+        (t := p.units[j].term).verb or t.stop or t.modifier or t.place or t.preposition
+        for j in range(i + 1, len(p.units))
+    ) and (
+        i + 1 == len(p.units) or p.units[i + 1].term.verb or p.units[i].term.backward is not None
+    )
 
 
 def _reach(p: Parse, i: int, means: str) -> int:
@@ -79,19 +105,40 @@ def _reach(p: Parse, i: int, means: str) -> int:
         if cue is not None and not term.join:
             if means == "negative" and cue.means == "negative" and j > i + 1:
                 break
-            if means in ("uncertain", "link") and cue.means in ("negative", "none") and cue.id != "resolved":
+            if (
+                means in ("uncertain", "link")
+                and cue.means in ("negative", "none")
+                and cue.id != "resolved"
+            ):
                 break
-            if means == "negative" and cue.means == "uncertain" and units[j - 1].term.join == "," and not cue.nested:
+            if (
+                means == "negative"
+                and cue.means == "uncertain"
+                and units[j - 1].term.join == ","
+                and not cue.nested
+            ):
                 break
             if means == "negative" and cue.means == "link" and not _any_observation(p, i, j):
                 pass
-        if term.backward is not None and term.backward.means in ("negative", "uncertain") and cue is None and not term.modifier and means != "drop":
+        if (
+            term.backward is not None
+            and term.backward.means in ("negative", "uncertain")
+            and cue is None
+            and not term.modifier
+            and means != "drop"
+        ):
             break
         if term.verb and means != "drop" and (j > i + 1) and _any_observation(p, i, j):
             break
         if term.text == "with" and means != "drop" and _any_observation(p, i, j):
             break
-        if means != "drop" and j > i + 1 and j in p.used and not term.place and term.structure is not None:
+        if (
+            means != "drop"
+            and j > i + 1
+            and j in p.used
+            and not term.place
+            and term.structure is not None
+        ):
             break
         if term.join == "," or (term.join == "and" and means != "drop"):
             if not _list_goes_on(p, j, listed=listed, means=means):
@@ -105,7 +152,9 @@ def _reach(p: Parse, i: int, means: str) -> int:
 
 
 def _any_observation(p: Parse, i: int, j: int) -> bool:
-    return any(p.units[k].term.observation is not None or p.units[k].term.generic for k in range(i + 1, j))
+    return any(
+        p.units[k].term.observation is not None or p.units[k].term.generic for k in range(i + 1, j)
+    )
 
 
 def _list_goes_on(p: Parse, comma: int, *, listed: bool, means: str) -> bool:
@@ -139,7 +188,11 @@ def _list_goes_on(p: Parse, comma: int, *, listed: bool, means: str) -> bool:
         k += 1
     if not seen:
         return means == "drop"
-    if first.forward is not None and first.forward.means in ("negative", "uncertain") and not first.forward.nested:
+    if (
+        first.forward is not None
+        and first.forward.means in ("negative", "uncertain")
+        and not first.forward.nested
+    ):
         return False
     if means == "drop":
         return True
@@ -154,12 +207,25 @@ def _list_goes_on(p: Parse, comma: int, *, listed: bool, means: str) -> bool:
 def _reach_back(p: Parse, i: int, means: str) -> None:
     """Let a backward cue at `i` reach the list before it."""
     units, j = p.units, i - 1
-    while j >= 0 and (units[j].term.verb or (units[j].term.stop and not units[j].term.preposition) or units[j].term.modifier and units[j].term.observation is None and not units[j].term.place):
+    while j >= 0 and (
+        units[j].term.verb
+        or (units[j].term.stop and not units[j].term.preposition)
+        or units[j].term.modifier
+        and units[j].term.observation is None
+        and not units[j].term.place
+    ):
         j -= 1
     last = j
     while j >= 0:
         term = units[j].term
-        if term.join == ";" or (term.forward is not None and term.forward.means in ("end",)) or term.verb or (j in p.used and term.structure is not None):
+        if (
+            term.join == ";"
+            or (term.forward is not None and term.forward.means == "end")
+            or (term.join == "," and not any(units[k].term.join for k in range(j + 1, last + 1)))
+            or (means == "uncertain" and term.forward is not None and term.forward.means in ("uncertain", "link"))
+            or term.verb
+            or (j in p.used and term.structure is not None)
+        ):
             break
         if term.backward is not None and term.backward.means != means and term.forward is None:
             break
@@ -168,7 +234,18 @@ def _reach_back(p: Parse, i: int, means: str) -> None:
         p.cues.append((means, i, j + 1, last))
     for k in range(j + 1, last + 1):
         held = p.scope[k]
-        if held is None or held[0] in ("link",) or means == "drop" or (means == "negative" and held[0] == "uncertain") or (means == "uncertain" and units[i].term.backward is not None and held[0] != "drop" and held[0] != "negative"):
+        if (
+            held is None
+            or held[0] in ("link",)
+            or means == "drop"
+            or (means == "negative" and held[0] == "uncertain")
+            or (
+                means == "uncertain"
+                and units[i].term.backward is not None
+                and held[0] != "drop"
+                and held[0] != "negative"
+            )
+        ):
             p.scope[k] = (means, i)
 
 
@@ -186,7 +263,11 @@ def _masked_links(p: Parse) -> None:
         previous = behind[-1]
         j = i + 1
         linked = False
-        if j < len(units) and units[j].term.forward is not None and units[j].term.forward.means == "link":
+        if (
+            j < len(units)
+            and units[j].term.forward is not None
+            and units[j].term.forward.means == "link"
+        ):
             if units[j].term.text.endswith(("consistent with", "compatible with")):
                 continue
             j, linked = j + 1, True
@@ -195,12 +276,24 @@ def _masked_links(p: Parse) -> None:
         between = [units[k].term for k in range(previous.last + 1, i)]
         if any(t.verb and not t.modifier and not t.text == "is" for t in between) and not linked:
             continue
-        if any(t.join in ("and", "or", ";") or (t.preposition and between[-1].join != ",") or (t.forward and t.forward.means in ("end", "negative")) for t in between) and not linked:
+        if (
+            any(
+                t.join in ("and", "or", ";")
+                or (t.preposition and between[-1].join != ",")
+                or (t.forward and t.forward.means in ("end", "negative"))
+                for t in between
+            )
+            and not linked
+        ):
             continue
         last = _reach(p, i if not linked else i + 1, "uncertain")
         if not _holds_observation(p, j, last):
             continue
-        if not linked and any(units[k].term.preposition for k in range(j, last + 1) if k < next(x for x in range(j, last + 1) if units[x].term.observation)):
+        if not linked and any(
+            units[k].term.preposition
+            for k in range(j, last + 1)
+            if k < next(x for x in range(j, last + 1) if units[x].term.observation)
+        ):
             continue
         p.cues.append(("uncertain", i, j, last))
         for k in range(j, last + 1):
@@ -225,9 +318,17 @@ def _assert_mentions(p: Parse) -> None:
             mention.cue, mention.reason = _cue_id(p, at, means), f"{means} by {p.text(at)!r}"
         else:
             mention.reason = f"{mention.assertion}: no cue reaches it"
-        if held and held[0] in ("uncertain", "link", "negative") and explained is not None and held[1] > explained.last:
+        if (
+            held
+            and held[0] in ("uncertain", "link", "negative")
+            and explained is not None
+            and held[1] > explained.last
+        ):
             forward = units[held[1]].term.forward
-            explains = (forward is not None and (forward.means == "link" or forward.means == "uncertain" or forward.nested)) or units[held[1]].term.mask
+            explains = (
+                forward is not None
+                and (forward.means == "link" or forward.means == "uncertain" or forward.nested)
+            ) or units[held[1]].term.mask
             if explains and _links(p, explained, held[1]):
                 mention.linked_to = explained
         if mention.assertion != "negative" and mention.linked_to is None:
@@ -247,10 +348,19 @@ def _cue_id(p: Parse, at: int, means: str) -> str:
 def _links(p: Parse, head: Mention, cue: int) -> bool:
     """Tell whether a cue joins what follows to `head` as its explanation: no list item and no new clause begins."""
     before, forward = p.units[cue - 1].term, p.units[cue].term.forward
-    if (before.join == "and" or before.text == "with") and forward is not None and forward.id == "doubt":
+    if (
+        (before.join == "and" or before.text == "with")
+        and forward is not None
+        and forward.id == "doubt"
+    ):
         return False
     return not any(
-        (t := p.units[k].term).join == ";" or (t.forward is not None and t.forward.means == "end" and t.text not in ("which", "that", "also"))
+        (t := p.units[k].term).join == ";"
+        or (
+            t.forward is not None
+            and t.forward.means == "end"
+            and t.text not in ("which", "that", "also")
+        )
         for k in range(head.last + 1, cue)
     )
 
@@ -270,15 +380,25 @@ def _alternatives(p: Parse) -> None:
             continue
         for mention in (left, right):
             if mention.assertion == "positive" and not mention.observation.fact:
-                mention.assertion, mention.cue, mention.reason = "uncertain", "alternatives", "one of several offered"
+                mention.assertion, mention.cue, mention.reason = (
+                    "uncertain",
+                    "alternatives",
+                    "one of several offered",
+                )
         if "," in joins:  # "A, B, or C"
             at = free.index(left)
             while at > 0:
                 gap = [units[k].term for k in range(free[at - 1].last + 1, free[at].first)]
-                if not gap or not any(t.join == "," for t in gap) or not all(t.join == "," or t.modifier or t.place for t in gap):
+                if (
+                    not gap
+                    or not any(t.join == "," for t in gap)
+                    or not all(t.join == "," or t.modifier or t.place for t in gap)
+                ):
                     break
                 at -= 1
                 if free[at].assertion == "positive" and not free[at].observation.fact:
-                    free[at].assertion, free[at].cue, free[at].reason = "uncertain", "alternatives", "one of several offered"
-
-
+                    free[at].assertion, free[at].cue, free[at].reason = (
+                        "uncertain",
+                        "alternatives",
+                        "one of several offered",
+                    )

@@ -36,10 +36,18 @@ def _find_groups(p: Parse) -> None:
             while j < count and (
                 units[j].term.join in (",", "and", "or")
                 or (units[j].term.text in ("the", "both", "of", "a") and j > i)
-                or (j > i and (units[j].term.modifier or units[j].term.side) and not units[j].term.states)
+                or (
+                    j > i
+                    and (units[j].term.modifier or units[j].term.side)
+                    and not units[j].term.states
+                )
             ):
                 j += 1
-            if j >= count or units[j].term.structure is None or (j > i and units[j - 1].term.text == "of"):
+            if (
+                j >= count
+                or units[j].term.structure is None
+                or (j > i and units[j - 1].term.text == "of")
+            ):
                 break
             if _list_of_findings(p, i, j):
                 break
@@ -54,15 +62,25 @@ def _find_groups(p: Parse) -> None:
 def _is_place_only(p: Parse, i: int) -> bool:
     """A structure behind a preposition is a place: "opacity in the lung", "structures of the thorax"."""
     units, j = p.units, i - 1
-    while j >= 0 and (units[j].term.text in ("the", "a", "an", "both") or units[j].term.side or units[j].term.modifier):
+    while j >= 0 and (
+        units[j].term.text in ("the", "a", "an", "both")
+        or units[j].term.side
+        or units[j].term.modifier
+    ):
         j -= 1
     if j < 0 or not units[j].term.preposition:
         return False
     j -= 1
-    while j >= 0 and (units[j].term.shape or units[j].term.modifier or units[j].term.join == "and") and not units[j].term.states:
+    while (
+        j >= 0
+        and (units[j].term.shape or units[j].term.modifier or units[j].term.join == "and")
+        and not units[j].term.states
+    ):
         j -= 1
     # "normal appearance of the heart" is said of the heart.
-    return not (j >= 0 and (units[j].term.states or units[j].term.text in ("appearance", "appearance of")))
+    return not (
+        j >= 0 and (units[j].term.states or units[j].term.text in ("appearance", "appearance of"))
+    )
 
 
 def _list_of_findings(p: Parse, i: int, j: int) -> bool:
@@ -71,7 +89,12 @@ def _list_of_findings(p: Parse, i: int, j: int) -> bool:
     k = j + 1
     while k < len(units) and (units[k].term.modifier or units[k].term.adjective):
         k += 1
-    return units[j].term.adjective and k < len(units) and units[k].term.observation is not None and not units[k].term.shape
+    return (
+        units[j].term.adjective
+        and k < len(units)
+        and units[k].term.observation is not None
+        and not units[k].term.shape
+    )
 
 
 def _attach_states(p: Parse) -> None:
@@ -113,14 +136,22 @@ def _denies(units: list[Unit], i: int) -> bool:
     if term.forward is not None and term.forward.means == "negative":
         return True
     # "is not significantly enlarged": a verb between.
-    return term.verb and i > 0 and (c := units[i - 1].term.forward) is not None and c.means == "negative"
+    return (
+        term.verb
+        and i > 0
+        and (c := units[i - 1].term.forward) is not None
+        and c.means == "negative"
+    )
 
 
 def _hedged(units: list[Unit], i: int) -> bool:
     for j in range(max(0, i - 4), i):
         cue = units[j].term.forward
-        if cue is not None and cue.means == "uncertain" and not units[j].term.join and not any(
-            units[k].term.join or units[k].term.structure for k in range(j + 1, i)
+        if (
+            cue is not None
+            and cue.means == "uncertain"
+            and not units[j].term.join
+            and not any(units[k].term.join or units[k].term.structure for k in range(j + 1, i))
         ):
             return True
     return False
@@ -135,7 +166,11 @@ def _ahead(p: Parse, i: int, starts: dict[int, Group]) -> Group | None:
         term = units[j].term
         if group is not None and group.standing:
             return None if _heads_observation(p, group) else group
-        if term.observation is not None and not crossed and {"stable", "normal"} & set(units[i].term.states):
+        if (
+            term.observation is not None
+            and not crossed
+            and {"stable", "normal"} & set(units[i].term.states)
+        ):
             crossed = True
         elif crossed and term.join in ("and", ","):
             pass
@@ -167,7 +202,14 @@ def _modifies_observation(p: Parse, i: int) -> bool:
         term = units[j].term
         if term.observation is not None:
             return True
-        if not (term.modifier or term.place or term.states or term.adjective or term is units[i].term or not term.text):
+        if not (
+            term.modifier
+            or term.place
+            or term.states
+            or term.adjective
+            or term is units[i].term
+            or not term.text
+        ):
             return False
         j += 1
     return False
@@ -186,10 +228,18 @@ def _nearest_group(p: Parse, i: int) -> Group | None:
     for j in range(found.last + 1, i):
         term = p.units[j].term
         if term.join in (";", "(") or (
-            term.observation is not None and not term.states and not found.states and not _predicate(p, i)
+            term.observation is not None
+            and not term.states
+            and not found.states
+            and not _predicate(p, i)
         ):
             return None
-        if term.forward is not None and term.forward.means == "negative" and not found.states and not _only_fill(p, j + 1, i):
+        if (
+            term.forward is not None
+            and term.forward.means == "negative"
+            and not found.states
+            and not _only_fill(p, j + 1, i)
+        ):
             return None
     return found
 
@@ -221,7 +271,15 @@ def _general_verdicts(p: Parse) -> None:
                 break
             if term.structure is not None:
                 named.append((j, j, term.structure))
-            elif not (term.modifier or term.join in (",", "and", "or") or term.side or term.place or term.stop or term.generic or not term.text):
+            elif not (
+                term.modifier
+                or term.join in (",", "and", "or")
+                or term.side
+                or term.place
+                or term.stop
+                or term.generic
+                or not term.text
+            ):
                 j = -1
                 break
             j -= 1
@@ -232,12 +290,16 @@ def _general_verdicts(p: Parse) -> None:
                 named += group.members
         if not named:
             k = i + 1
-            while k < len(units) and (units[k].term.preposition or units[k].term.stop or units[k].term.modifier):
+            while k < len(units) and (
+                units[k].term.preposition or units[k].term.stop or units[k].term.modifier
+            ):
                 k += 1
             if k > i + 1 and k < len(units) and units[k].term.structure is not None:
                 named, last = [(k, k, units[k].term.structure)], k
         if not named:
-            subject = _nearest_group(p, j) or next((g for g in reversed(p.groups) if g.standing and g.last < j), None)
+            subject = _nearest_group(p, j) or next(
+                (g for g in reversed(p.groups) if g.standing and g.last < j), None
+            )
             if subject is not None and not subject.states:
                 subject.states.append((i, i, "normal", False, False))
                 p.used.update(range(j, i + 1))
@@ -250,7 +312,14 @@ def _general_verdicts(p: Parse) -> None:
             if structure.id in seen:
                 continue
             seen.add(structure.id)
-            _say(p, j, last, structure.normal, "positive", f"general verdict {p.text(j)!r} … {p.text(i)!r}")
+            _say(
+                p,
+                j,
+                last,
+                structure.normal,
+                "positive",
+                f"general verdict {p.text(j)!r} … {p.text(i)!r}",
+            )
         if not named:
             chest = p.lexicon.whole_chest
             _say(p, j, i, chest, "positive", f"general verdict {p.text(j)!r} … {p.text(i)!r}")
@@ -260,8 +329,12 @@ def _general_verdicts(p: Parse) -> None:
                 group.standing = False
 
 
-def _say(p: Parse, first: int, last: int, observation: Observation, assertion: Assertion, reason: str) -> Mention:
-    mention = Mention(first, last, observation, assertion, reason, left=first, right=last, said=True)
+def _say(
+    p: Parse, first: int, last: int, observation: Observation, assertion: Assertion, reason: str
+) -> Mention:
+    mention = Mention(
+        first, last, observation, assertion, reason, left=first, right=last, said=True
+    )
     p.mentions.append(mention)
     return mention
 
@@ -282,7 +355,9 @@ def _structure_mentions(p: Parse) -> None:
             read.sort()
             exclusive = [r for r in read if r[1] in p.lexicon.exclusive]
             additive = [r for r in read if r[1] not in p.lexicon.exclusive]
-            kept = additive + [r for r in exclusive[:1] if r[1] != "hidden" and (r[1] != "stable" or not additive)]
+            kept = additive + [
+                r for r in exclusive[:1] if r[1] != "hidden" and (r[1] != "stable" or not additive)
+            ]
             for _, state, at, denied, hedged in kept:
                 meaning = structure.means[state]
                 assertion = meaning.assertion
@@ -290,17 +365,28 @@ def _structure_mentions(p: Parse) -> None:
                     if assertion != "positive" or meaning.observation.diseases == ("No Finding",):
                         continue
                     assertion = "negative"
-                elif hedged and assertion == "positive" and meaning.observation.diseases != ("No Finding",):
+                elif (
+                    hedged
+                    and assertion == "positive"
+                    and meaning.observation.diseases != ("No Finding",)
+                ):
                     assertion = "uncertain"
                 single = len(group.members) == 1
                 reason = f"{structure.id} is {'not ' if denied else ''}{'perhaps ' if hedged else ''}{state} ({p.text(at)!r})"
                 mention = _say(p, first, last, meaning.observation, assertion, reason)
-                mention.cue = "denied" if denied else "hedged" if assertion == "uncertain" and hedged else ""
+                mention.cue = (
+                    "denied" if denied else "hedged" if assertion == "uncertain" and hedged else ""
+                )
                 if at < first and (single or first == group.members[0][0]) and first - at <= 3:
                     mention.left = at
                 elif at > last and (single or last == group.members[-1][1]):
                     mention.right = at
-                while mention.left > 0 and (t := units[mention.left - 1].term).place and t.side and mention.left == first:
+                while (
+                    mention.left > 0
+                    and (t := units[mention.left - 1].term).place
+                    and t.side
+                    and mention.left == first
+                ):
                     mention.left -= 1
                 mention.places = own_side(p, group)
                 mention.temporal = "stable" if any(r[1] == "stable" for r in read) else None
@@ -313,7 +399,11 @@ def _structure_mentions(p: Parse) -> None:
 def own_side(p: Parse, group: Group) -> list[Place]:
     units, places = p.units, []
     j = group.first - 1
-    while j >= 0 and (units[j].term.side or units[j].term.modifier or (units[j].term.states and units[j].term.states != ())):
+    while j >= 0 and (
+        units[j].term.side
+        or units[j].term.modifier
+        or (units[j].term.states and units[j].term.states != ())
+    ):
         if units[j].term.side:
             places.append((units[j].term.side, None, False))
         j -= 1
@@ -323,8 +413,12 @@ def own_side(p: Parse, group: Group) -> list[Place]:
             places.append((term.side, None, False))
         elif term.site_side and j <= group.last:
             places.append((term.site_side, None, False))
-        elif term.site is not None and term.site.id in ("apex", "hilum") and group.first <= j <= group.last and term.structure and term.structure.site.id == "lung":
+        elif (
+            term.site is not None
+            and term.site.id in ("apex", "hilum")
+            and group.first <= j <= group.last
+            and term.structure
+            and term.structure.site.id == "lung"
+        ):
             places.append((None, term.site, False))
     return places
-
-
