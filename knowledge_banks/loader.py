@@ -44,7 +44,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "disease[]": {"name": str, "definition": str, "aliases?": list, "group[]": {
             "id": str, "site": str, "fixed?": bool, "fact?": bool, "also?": list, "phrases": list}},
     },
-    "devices": {"device[]": {"id": str, "site": str, "fixed?": bool, "places?": list, "says?": str, "phrases": list}},
+    "devices": {"device[]": {"id": str, "site": str, "fixed?": bool, "places?": list, "part?": bool, "says?": str, "phrases": list}},
     "signs": {
         "sign[]": {"id": str, "disease": str, "concepts?": list, "stated?": bool, "site": str,
                    "fixed?": bool, "fact?": bool, "phrases": list},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from cot_builder.decompose import rule_id
@@ -80,23 +79,20 @@ def _decisions(text: str, p: Parse) -> RenderableType:
             else "the banks have no words for it"
         )
         return Text(f"no chain: {why}, or what it says is only supposed", style="dim")
-    table = Table(box=None, pad_edge=False)
-    for column in ("finding", "disease", "assertion", "because", "regions", "from", "rule"):
-        table.add_column(column, overflow="fold")
+    lines = Text()
     for mention in p.mentions:
         observation = mention.observation
-        concepts = "".join(f" ← {concept}" for concept in reversed(observation.concepts))
-        table.add_row(
-            text[mention.start : mention.end],
-            (" + ".join(observation.diseases) or "unmapped")
-            + ("" if observation.stated or not observation.diseases else f" (implied){concepts}"),
-            Text(mention.assertion, style=COLOURS[mention.assertion]),
-            mention.reason,
-            ", ".join(in_bank_order(mention.regions)),
-            _places(mention.places) or f"default of {observation.site.id}",
-            rule_id(mention, p),
-        )
-    return table
+        label = " + ".join(observation.diseases) or "unmapped"
+        if observation.diseases and not observation.stated:
+            label = f"{label} (implied: {', '.join(observation.concepts)})"
+        lines.append(f"• {text[mention.start : mention.end]}", style="bold")
+        lines.append(f" → {label} · ")
+        lines.append(mention.assertion, style=COLOURS[mention.assertion])
+        lines.append(f" · {', '.join(in_bank_order(mention.regions))}\n")
+        places = _places(mention.places) or f"the default of {observation.site.id}"
+        lines.append(f"    assertion: {mention.reason}\n    place: {places}\n", style="dim")
+        lines.append(f"    rule: {rule_id(mention, p)}\n", style="dim")
+    return lines
 
 
 def _places(places: list[Place]) -> str:

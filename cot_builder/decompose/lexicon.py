@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple
 
 import ahocorasick
@@ -37,6 +38,7 @@ class Observation(NamedTuple):
     fixed: bool
     fact: bool
     places: frozenset[str]
+    part: bool = False
     says: Assertion = "positive"  # what the phrase asserts by itself ("extubation": negative)
 
 
@@ -236,7 +238,7 @@ def compile_lexicon(banks: Banks) -> Lexicon:
         if entry.observation is not None and not entry.observation.fixed and " " in phrase:
             entry.inner = tuple(
                 (word.side or word.site_side, word.site, word.weak)
-                for part in phrase.split()
+                for part in _parts(phrase)
                 if (word := terms.get(part)) is not None
                 and (word.side or (word.site is not None and word.site.sided and not word.weak))
             )
@@ -260,6 +262,12 @@ def compile_lexicon(banks: Banks) -> Lexicon:
         chest=frozenset(attributes["body_parts"]["chest"]),
         version=banks.version,
     )
+
+
+def _parts(phrase: str) -> list[str]:
+    """Return the words of a phrase and its pairs of neighbours ("minor fissure")."""
+    words = phrase.split()
+    return [*words, *(" ".join(pair) for pair in pairwise(words) if len(words) > 2)]
 
 
 def _speller(heads: list[str]) -> Callable[[str], str]:
@@ -304,6 +312,7 @@ def _observation(
         fixed=row.get("fixed", False),
         fact=row.get("fact", False),
         places=frozenset(row.get("places", ())),
+        part=row.get("part", False),
         says=row.get("says", "positive"),
     )
 

@@ -34,6 +34,8 @@ def _places(p: Parse) -> None:
         _places_after(p, mention, heads, quiet)
         if mention.observation.places:
             stop = min((h for h in heads if h > mention.last), default=len(units))
+            while stop < len(units) and (units[stop - 1].term.place or units[stop - 1].term.modifier):
+                stop -= 1  # these lead to the next observation
             mention.places = [
                 (t.side or t.site_side, t.site, t.weak)
                 for k in range(mention.last + 1, stop)
@@ -275,7 +277,9 @@ def _share_places(p: Parse) -> None:
         if mention.linked_to is not None or _sided(mention):
             continue
         if mention.assertion == "negative":
-            mention.places = _side_of_clear_lung(p, mention) + mention.places
+            mention.places = (
+                _side_of_clear_lung(p, mention) or _side_of_subject(p, mention)
+            ) + mention.places
             continue
         lead = [
             i

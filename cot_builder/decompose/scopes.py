@@ -84,12 +84,15 @@ def _premodifies(p: Parse, i: int) -> bool:
 
 def _closes(p: Parse, i: int) -> bool:
     """Tell whether nothing but a closing verb follows a hedge: "pneumonia is possible", "effusion may be present"."""
-    return all(
-        (t := p.units[j].term).verb or t.stop or t.modifier or t.place or t.preposition
-        for j in range(i + 1, len(p.units))
-    ) and (
-        i + 1 == len(p.units) or p.units[i + 1].term.verb or p.units[i].term.backward is not None
-    )
+    if i + 1 < len(p.units) and not p.units[i + 1].term.verb and p.units[i].term.backward is None:
+        return False
+    for j in range(i + 1, len(p.units)):
+        term = p.units[j].term
+        if term.join in (";", ",") or (term.forward is not None and term.forward.means == "end"):
+            return True
+        if not (term.verb or term.stop or term.modifier or term.place or term.preposition):
+            return False
+    return True
 
 
 def _reach(p: Parse, i: int, means: str) -> int:
@@ -99,7 +102,7 @@ def _reach(p: Parse, i: int, means: str) -> int:
     j = i + 1
     while j < count:
         term = units[j].term
-        if term.join == ";" or (term.forward is not None and term.forward.means == "end"):
+        if term.join in (";", ":") or (term.forward is not None and term.forward.means == "end"):
             break
         cue = term.forward
         if cue is not None and not term.join:
@@ -207,15 +210,15 @@ def _list_goes_on(p: Parse, comma: int, *, listed: bool, means: str) -> bool:
 def _reach_back(p: Parse, i: int, means: str) -> None:
     """Let a backward cue at `i` reach the list before it."""
     units, j = p.units, i - 1
-    while j >= 0 and (
-        units[j].term.verb
-        or (units[j].term.stop and not units[j].term.preposition)
-        or units[j].term.modifier
-        and units[j].term.observation is None
-        and not units[j].term.place
-    ):
-        j -= 1
+    if j >= 0 and units[j].term.join == "," and units[i].term.text.startswith("if "):
+        j -= 1  # "effusion, if any"
+    # The nearest observation, past the verbs of its clause: "would be hard to see and cannot be excluded".
     last = j
+    while last >= 0 and units[last].term.observation is None and units[last].term.join in ("", "and"):
+        last -= 1
+    if last < 0 or units[last].term.observation is None:
+        return
+    j = last
     while j >= 0:
         term = units[j].term
         if (
@@ -327,14 +330,22 @@ def _assert_mentions(p: Parse) -> None:
             forward = units[held[1]].term.forward
             explains = (
                 forward is not None
-                and (forward.means == "link" or forward.means == "uncertain" or forward.nested)
+                and (forward.means in ("link", "uncertain") or forward.id in ("favor_over", "rather_than"))
             ) or units[held[1]].term.mask
             if explains and _links(p, explained, held[1]):
                 mention.linked_to = explained
         if mention.assertion != "negative" and mention.linked_to is None:
             explained = mention
         kept.append(mention)
-    p.mentions = kept
+    p.mentions = [m for m in kept if not (m.observation.part and _has_owner(p, m, kept))]
+
+
+def _has_owner(p: Parse, part: Mention, mentions: list[Mention]) -> bool:
+    """Tell whether a part ("leads") belongs to another device of the sentence."""
+    return any(
+        m is not part and not m.observation.part and "Support Devices" in m.observation.diseases
+        for m in mentions
+    )
 
 
 def _cue_id(p: Parse, at: int, means: str) -> str:
