@@ -20,7 +20,7 @@ from cot_builder.dataset import read_studies
 from cot_builder.errors import UserError
 from cot_builder.show import plain, plain_table
 from cot_builder.vocabulary import LABELS
-from knowledge_banks import load_banks, read_bank
+from knowledge_banks.loader import FOLDER, read_bank
 
 State = int | None
 # A label's four states, with the words that tables and files use for them.
@@ -233,7 +233,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _label_names() -> dict[str, str]:
-    diseases = read_bank(load_banks().folder / "diseases.toml").get("disease", [])
+    diseases = read_bank(FOLDER / "diseases.toml").get("disease", [])
     aliases = {
         alias.lower(): entry["name"] for entry in diseases for alias in entry.get("aliases", [])
     }
