@@ -236,12 +236,7 @@ def compile_lexicon(banks: Banks) -> Lexicon:
         entry.modifier = bool(entry.plain or entry.severity or entry.temporal or entry.mask)
         automaton.add_word(phrase, (len(phrase), entry))
         if entry.observation is not None and not entry.observation.fixed and " " in phrase:
-            entry.inner = tuple(
-                (word.side or word.site_side, word.site, word.weak)
-                for part in _parts(phrase)
-                if (word := terms.get(part)) is not None
-                and (word.side or (word.site is not None and word.site.sided and not word.weak))
-            )
+            entry.inner = _inner_places(phrase, terms)
     automaton.make_automaton()
     words = frozenset(
         word for phrase in (*terms, *attributes["lookalikes"]["words"]) for word in phrase.split()
@@ -264,10 +259,24 @@ def compile_lexicon(banks: Banks) -> Lexicon:
     )
 
 
+def _inner_places(phrase: str, terms: dict[str, Term]) -> tuple[Place, ...]:
+    """Return the sides and sided sites that a phrase names, pairs of words first ("minor fissure" is on the right)."""
+    places: list[Place] = []
+    seen = ""
+    for part in _parts(phrase):
+        word = terms.get(part)
+        if word is None or part in seen:
+            continue
+        if word.side or (word.site is not None and word.site.sided and not word.weak):
+            places.append((word.side or word.site_side, word.site, word.weak))
+            seen = f"{seen} {part}"
+    return tuple(places)
+
+
 def _parts(phrase: str) -> list[str]:
-    """Return the words of a phrase and its pairs of neighbours ("minor fissure")."""
     words = phrase.split()
-    return [*words, *(" ".join(pair) for pair in pairwise(words) if len(words) > 2)]
+    pairs = [" ".join(pair) for pair in pairwise(words)] if len(words) > 2 else []
+    return [*pairs, *words]
 
 
 def _speller(heads: list[str]) -> Callable[[str], str]:

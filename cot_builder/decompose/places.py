@@ -317,20 +317,15 @@ def _share_places(p: Parse) -> None:
                     and not head.observation.fixed
                     and "Support Devices" not in head.observation.diseases
                 ):
-                    mention.places = list(head.places)
+                    mention.places = _given(mention, head) + mention.places
                     break
     for mention in p.mentions:
         head = mention.linked_to
         if head is None:
             continue
-        if not _strong(mention):
-            mention.places = list(head.places)
-            if (
-                not head.places
-                and head.observation.site.id != mention.observation.site.id
-                and head.said
-            ):
-                mention.places = []
+        if not _sided(mention):
+            lent = _given(mention, head) if _strong(mention) else list(head.places)
+            mention.places = lent + mention.places
         elif not _sided(head) and _sided(mention) and not head.said and not head.observation.fixed:
             head.places = list(mention.places)
 
@@ -403,7 +398,7 @@ def regions_of(observation: Observation, places: list[Place]) -> frozenset[str]:
     """Resolve places to regions: a site takes the side before it, a lone side the observation's own site."""
     site = observation.site
     if observation.fixed:
-        elsewhere = {s.id for _, s, _ in places if s is not None}
+        elsewhere = {s.id for _, s, weak in places if s is not None and not weak}
         if not (elsewhere & observation.places) or site.id in elsewhere:
             return site.by_side[None]
         places = [x for x in places if x[1] is None or x[1].id in observation.places]

@@ -214,7 +214,7 @@ def _reach_back(p: Parse, i: int, means: str) -> None:
         j -= 1  # "effusion, if any"
     # The nearest observation, past the verbs of its clause: "would be hard to see and cannot be excluded".
     last = j
-    while last >= 0 and units[last].term.observation is None and units[last].term.join in ("", "and"):
+    while last >= 0 and units[last].term.observation is None and units[last].term.join in ("", "and", ":"):
         last -= 1
     if last < 0 or units[last].term.observation is None:
         return
@@ -389,6 +389,7 @@ def _alternatives(p: Parse) -> None:
             continue
         if left.assertion == "negative" or right.assertion == "negative":
             continue
+        right.linked_to = right.linked_to or left.linked_to
         for mention in (left, right):
             if mention.assertion == "positive" and not mention.observation.fact:
                 mention.assertion, mention.cue, mention.reason = (

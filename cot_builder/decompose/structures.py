@@ -291,7 +291,7 @@ def _general_verdicts(p: Parse) -> None:
         if not named:
             k = i + 1
             while k < len(units) and (
-                units[k].term.preposition or units[k].term.stop or units[k].term.modifier
+                units[k].term.preposition or units[k].term.stop or units[k].term.modifier or units[k].term.verb
             ):
                 k += 1
             if k > i + 1 and k < len(units) and units[k].term.structure is not None:
@@ -367,7 +367,6 @@ def _structure_mentions(p: Parse) -> None:
                     assertion = "negative"
                 elif (
                     hedged
-                    and assertion == "positive"
                     and meaning.observation.diseases != ("No Finding",)
                 ):
                     assertion = "uncertain"
