@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,10 +132,18 @@ def test_versions_agree() -> None:
     assert {project["version"], __version__, newest[1]} == {__version__}
 
 
-def test_the_wheel_ships_the_five_packages() -> None:
-    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    assert sorted(wheel["targets"]["wheel"]["packages"]) == sorted(PACKAGES)
-    assert all((ROOT / package / "py.typed").exists() for package in PACKAGES)
+def test_the_wheel_ships_the_five_packages_with_their_words_and_images(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    told = {str(path.relative_to(ROOT)) for path in MODULES.values()}
+    for pattern in ("*/py.typed", "knowledge_banks/*.toml", "cot_builder/sources/demo_corpus/**/*"):
+        found = {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern) if path.is_file()}
+        assert found, pattern
+        told |= found
+    assert told - shipped == set()
+    assert {name.split("/")[0] for name in shipped if ".dist-info" not in name} == set(PACKAGES)
 
 
 def known_commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
