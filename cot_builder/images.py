@@ -1,4 +1,4 @@
-"""Read the size of a radiograph, and find the files that will not decode, without decoding the good ones."""
+"""Read the size of a radiograph, and find broken files without decoding the good ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _START_AND_END: Final = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IE
 _TAIL: Final = 64
 
 
-class BadImage(Exception):
+class BadImageError(Exception):
     """A file that is no whole image; `reason` is `image_unreadable` or `image_truncated`."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -30,10 +30,11 @@ class BadImage(Exception):
 def probe(
     path: Path, *, full: bool = False, size: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Return width and height in pixels, as the header says; raises BadImage.
+    """Return width and height in pixels, as the header says; raises BadImageError.
 
-    A file that does not end as its format ends is decoded to see whether it is whole; `full` decodes
-    every file. A `size` that is known already saves opening a file whose start and end are right.
+    A file that does not end as its format ends is decoded to see whether it is whole; `full`
+    decodes every file. With a `size` known beforehand, a file whose start and end are right is
+    taken as whole unopened.
     """
     try:
         whole = _starts_and_ends_well(path)
@@ -42,14 +43,14 @@ def probe(
         with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
-                raise BadImage("image_unreadable", f"claims {width} x {height} pixels")
+                raise BadImageError("image_unreadable", f"claims {width} x {height} pixels")
             if full or not whole:
                 image.load()
-    except BadImage:
+    except BadImageError:
         raise
     except Exception as error:  # Pillow raises nearly anything on a broken file
         reason = "image_truncated" if "truncated" in str(error) else "image_unreadable"
-        raise BadImage(reason, _said(error)) from None
+        raise BadImageError(reason, _said(error)) from None
     return width, height
 
 
@@ -61,7 +62,7 @@ def _starts_and_ends_well(path: Path) -> bool:
         # Some writers pad the file with zeros.
         tail = file.read().rstrip(b"\0\r\n ")
     if not start:
-        raise BadImage("image_unreadable", "the file is empty")
+        raise BadImageError("image_unreadable", "the file is empty")
     return any(start.startswith(head) and tail.endswith(end) for head, end in _START_AND_END)
 
 

@@ -1,7 +1,7 @@
 """Cut a report into named sections of clean running text, by the headings bank.
 
-Written for MIMIC-CXR's text files: hard-wrapped lines, headings in any case or none, addenda and wet reads
-above a line of underscores, `___` for removed words. All text of a report ends in some section.
+Written for MIMIC-CXR's text files: hard-wrapped lines, headings in any case or none, addenda and
+wet reads above a line of underscores, `___` for removed words. All text ends in some section.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ _NARROWEST_PAGE: Final = 75
 _LONGEST_NOTE: Final = 60
 _ENDS: Final = (".", "!", "?")
 
+_LONGEST_HEADING: Final = 60
+_RULE_STARTS: Final = ("__", "--", "==", "**")
 _MARKS: Final = " \t*#>"
-_COLON: Final = re.compile(r"([A-Za-z][^:\n]{0,78}?)\s*:")
+_COLON: Final = re.compile(
+    r"([A-Za-z](?:[^:]|:(?=\d\d)){0,78}?)\s*:(?!\d\d)"
+)  # not that of 9:30 AM
 _CAPITALS: Final = re.compile(
     r"([A-Z][A-Z /&,()'-]{1,60}?)\s*(?:[;.](?!\S)|\s-{1,2}(?=\s)|\s{2}|$)"
 )
@@ -67,14 +71,14 @@ _INVISIBLE: Final = dict.fromkeys(
     [*range(0x20), *range(0x7F, 0xA0), 0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F),
      *range(0x2060, 0x2070), 0xFEFF]
 )  # fmt: skip
-_CLEANED: Final = {**_INVISIBLE, **str.maketrans(_SPELLED), ord("\n"): "\n"}
+_CLEANED: Final = {**_INVISIBLE, **{ord(odd): plain for odd, plain in _SPELLED.items()}, 10: "\n"}
 
 
 class Headings(NamedTuple):
     """The headings bank, ready for use.
 
-    `names` maps a heading in lower case to its section, `capitals` one that counts in CAPITALS only;
-    `inline` finds headings inside a line of flattened text.
+    `names` maps a heading in lower case to its section, `capitals` one that counts in CAPITALS
+    only; `inline` finds headings inside a line of flattened text.
     """
 
     names: dict[str, str]
@@ -92,17 +96,18 @@ class _Piece(NamedTuple):
     """A line, or the part of one that a heading begins; the heading itself is taken off."""
 
     line: str
+    raw: str
     section: str | None = None  # by the heading that it began with
     gap: bool = False  # a blank line lies before it
     title: bool = False  # it names the examination and nothing else
-    opens_findings: bool = False  # it names the examination in capitals, and says what was seen
+    opens_findings: int = 0  # it names the examination in so many CAPITALS, then says what was seen
 
 
 def compile_headings(table: Mapping[str, Any], *, file: str = "headings.toml") -> Headings:
     """Lint the parsed headings bank and make it ready for use.
 
-    Raises UserError naming file, table and key for a missing or unknown key, a wrong type, a heading that
-    two sections claim, or a section that the tool needs and the bank lacks.
+    Raises UserError naming file, table and key for a missing or unknown key, a wrong type, a
+    heading that two sections claim, or a section that the tool needs and the bank lacks.
     """
     sections = _lint(table, file)
     names: dict[str, str] = {}
@@ -115,7 +120,8 @@ def compile_headings(table: Mapping[str, Any], *, file: str = "headings.toml") -
                 owner = names.get(heading, capitals.get(heading)) if key != "openers" else None
                 if owner is not None or not heading:
                     raise UserError(
-                        f'{file}: [[section]] {number} {section["name"]!r}: key "{key}": {phrase!r} is '
+                        f'{file}: [[section]] {number} {section["name"]!r}: key "{key}": '
+                        f"{phrase!r} is "
                         + (f"a heading of {owner!r} already" if owner else "empty")
                     )
                 known[heading] = section["name"]
@@ -133,18 +139,20 @@ def compile_headings(table: Mapping[str, Any], *, file: str = "headings.toml") -
 
 
 def split_sections(text: str, headings: Headings) -> tuple[Section, ...]:
-    """Cut a report into sections, each name once, in the order of their first line; empty ones are left out.
+    r"""Cut a report into sections, each name once, in the order of their first lines.
 
-    Hard-wrapped lines are joined; a newline stands between paragraphs, list items and sub-headings. Text
-    under no heading is findings, but for lines that only name the examination.
+    Hard-wrapped lines are joined; a newline stands between paragraphs, list items and sub-headings.
+    Text under no heading is findings, but for lines that only name the examination. Sections
+    without text are left out.
 
     >>> from knowledge_banks import load_banks
     >>> headings = compile_headings(load_banks().headings)
-    >>> split_sections("HISTORY: Cough.\\n\\nThe lungs are\\nclear.\\n\\nIMPRESSON: Normal.", headings)[1:]
-    (Section(name='findings', text='The lungs are clear.'), Section(name='impression', text='Normal.'))
+    >>> report = "HISTORY: Cough.\n\nThe lungs are\nclear.\n\nIMPRESSON: Normal."
+    >>> [(section.name, section.text) for section in split_sections(report, headings)][1:]
+    [('findings', 'The lungs are clear.'), ('impression', 'Normal.')]
     """
     lines = _lines(text)
-    width = max((len(line) for line in lines if not _RULE.fullmatch(line)), default=0)
+    width = max((len(line) for line in lines if not _is_rule(line)), default=0)
     found: dict[str, list[_Piece]] = {}
     for section, piece in _assigned(_blocks(lines, headings), headings):
         found.setdefault(section, []).append(piece)
@@ -153,10 +161,10 @@ def split_sections(text: str, headings: Headings) -> tuple[Section, ...]:
 
 
 def clean_text(text: str) -> str:
-    """Return one section's text with plain characters and single spaces; paragraphs and list items keep their lines.
+    r"""Return one section's text with plain characters, single spaces, and a line a paragraph.
 
-    >>> clean_text(" Lungs\\u00a0are  clear.\\r\\n\\r\\n 1.  No \\u201ceffusion\\u201d. ")
-    'Lungs are clear.\\n1. No "effusion".'
+    >>> clean_text(" Lungs\u00a0are  clear.\r\n\r\n 1.  No \u201ceffusion\u201d. ")
+    'Lungs are clear.\n1. No "effusion".'
     """
     lines = _lines(text)
     return _flow(list(_with_gaps(lines)), max(map(len, lines)))
@@ -175,7 +183,8 @@ def _lint(table: Mapping[str, Any], file: str) -> Sequence[Mapping[str, Any]]:
                 dict: "a table",
             }[kind]
             raise UserError(f"{file}: {where}: expected {expected}, got {value!r}")
-        if kind is list and (bad := [item for item in value if not isinstance(item, str)]):
+        bad = [i for i in value if not isinstance(i, str)] if isinstance(value, list) else []
+        if bad:
             raise UserError(f"{file}: {where}: expected a list of strings, got {bad[0]!r} in it")
 
     def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -194,6 +203,7 @@ def _lint(table: Mapping[str, Any], file: str) -> Sequence[Mapping[str, Any]]:
     sections: Any = table.get("section")
     if not isinstance(sections, list):
         raise UserError(f"{file}: expected [[section]] tables, got {sections!r}")
+    section: Any
     for number, section in enumerate(sections, 1):
         where = f"[[section]] {number}"
         check(section, dict, where)
@@ -215,7 +225,7 @@ def _lint(table: Mapping[str, Any], file: str) -> Sequence[Mapping[str, Any]]:
 
 def _normal(heading: str) -> str:
     """Bring a heading to the form that the bank's are compared in."""
-    plain = heading.lower().replace("&", " and ").strip(" \t*#>.,;-_")
+    plain = heading.lower().replace("&", " and ").strip(" \t*#>.,:;-_")
     return " ".join(plain.replace(" /", "/").replace("/ ", "/").split())
 
 
@@ -238,8 +248,16 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n")]
 
 
+def _is_rule(line: str) -> bool:
+    return line[:2] in _RULE_STARTS and _RULE.fullmatch(line) is not None
+
+
+def _is_furniture(line: str, headings: Headings) -> bool:
+    return len(line) <= _LONGEST_HEADING and _normal(line) in headings.furniture
+
+
 class _Block(NamedTuple):
-    """The lines between two rules of underscores; `announced`: a line such as FINAL REPORT begins it."""
+    """The lines between two rules; `announced`: a line such as FINAL REPORT comes before them."""
 
     lines: list[str]
     announced: bool
@@ -248,9 +266,9 @@ class _Block(NamedTuple):
 def _blocks(lines: Iterable[str], headings: Headings) -> list[_Block]:
     blocks = [_Block([], announced=False)]
     for line in lines:
-        if _RULE.fullmatch(line):
+        if _is_rule(line):
             blocks.append(_Block([], announced=False))
-        elif _normal(line) in headings.furniture:
+        elif _is_furniture(line, headings):
             blocks.append(_Block([], announced=True))
         else:
             blocks[-1].lines.append(line)
@@ -261,7 +279,7 @@ def _with_gaps(lines: Iterable[str]) -> Iterator[_Piece]:
     gap = True
     for line in lines:
         if line:
-            yield _Piece(line, gap=gap)
+            yield _Piece(line, line, gap=gap)
         gap = not line
 
 
@@ -272,8 +290,10 @@ def _pieces(block: _Block, headings: Headings) -> list[_Piece]:
         starts = [0, *_inline_starts(piece.line, headings)]
         for start, end in zip(starts, [*starts[1:], None], strict=True):
             line = piece.line[start:end].strip()
-            if _normal(line) not in headings.furniture:
-                pieces.append(_read_heading(_Piece(line, gap=piece.gap or start > 0), headings))
+            if not (start == 0 < len(starts) - 1 and _is_furniture(line, headings)):
+                pieces.append(
+                    _read_heading(_Piece(line, line, gap=piece.gap or start > 0), headings)
+                )
     return pieces
 
 
@@ -285,7 +305,7 @@ def _inline_starts(line: str, headings: Headings) -> Iterator[int]:
         before = line[: match.start()].rstrip()
         # "REASON FOR EXAM:" holds "EXAM:", so the words up to a line's first colon are cut only
         # where a sentence or a FINAL REPORT ends.
-        if match.start() > colon or before[-1:] in _ENDS or _normal(before) in headings.furniture:
+        if match.start() > colon or before[-1:] in _ENDS or _is_furniture(before, headings):
             yield match.start()
 
 
@@ -299,16 +319,20 @@ def _read_heading(piece: _Piece, headings: Headings) -> _Piece:
         if name := _section_of(match[1], headings, paragraph=piece.gap):
             return piece._replace(section=name, line=rest)
         if rest and match[1].isupper() and _is_title(match[1], headings):
-            return piece._replace(opens_findings=True)
+            return piece._replace(opens_findings=len(piece.line) - len(rest))
     if (match := _CAPITALS.match(line, 0, 82)) and (name := headings.names.get(_normal(match[1]))):
         return piece._replace(section=name, line=line[match.end() :].lstrip())
-    if line[:1].isupper() and line[-1] != "." and (name := headings.names.get(_normal(line[:82]))):
+    alone = len(line) <= _LONGEST_HEADING and line[:1].isupper() and line[-1] != "."
+    if alone and (name := headings.names.get(_normal(line))):
         return piece._replace(section=name, line="")
     return piece._replace(title=_is_title(line, headings))
 
 
 def _section_of(heading: str, headings: Headings, *, paragraph: bool) -> str | None:
-    """Name the section that a heading before a colon opens; small letters are believed where a paragraph begins."""
+    """Name the section that a heading with a colon opens.
+
+    One in small letters is believed where a paragraph begins.
+    """
     normal = _normal(heading)
     if heading.isupper() and normal in headings.capitals:
         return headings.capitals[normal]
@@ -353,7 +377,10 @@ def _assigned(blocks: list[_Block], headings: Headings) -> Iterator[tuple[str, _
 def _late_section(
     pieces: list[_Piece], following: list[list[_Piece]], *, announced: list[_Block]
 ) -> str | None:
-    """Name the section of a whole block above a rule: an addendum or a wet read, whatever headings are in it."""
+    """Name the section of a whole block above a rule: an addendum or a wet read, or None.
+
+    Other headings in such a block are a part of its text.
+    """
     if not following or not pieces:
         return None
     if pieces[0].section in LATE:
@@ -370,8 +397,8 @@ def _assigned_late(pieces: list[_Piece], section: str) -> Iterator[tuple[str, _P
     for piece in pieces:
         if piece.section in LATE:
             section = piece.section
-            piece = piece._replace(gap=True)
-        yield section, piece
+            piece = piece._replace(raw=piece.line, gap=True)
+        yield section, piece._replace(line=piece.raw)
 
 
 def _assigned_proper(pieces: list[_Piece], headings: Headings) -> Iterator[tuple[str, _Piece]]:
@@ -389,9 +416,9 @@ def _assigned_proper(pieces: list[_Piece], headings: Headings) -> Iterator[tuple
         elif in_body:
             pass
         elif piece.opens_findings:
-            title, _, rest = piece.line.partition(":")
-            yield EXAMINATION, piece._replace(line=title, gap=True)
-            current, piece = FINDINGS, piece._replace(line=rest.strip(), gap=True)
+            title, rest = piece.line[: piece.opens_findings], piece.line[piece.opens_findings :]
+            yield EXAMINATION, piece._replace(line=title.rstrip(" :*"), gap=True)
+            current, piece = FINDINGS, piece._replace(line=rest, gap=True)
         elif piece.title and (current is None or (piece.gap and filled)):
             yield EXAMINATION, piece._replace(gap=True)
             current = None

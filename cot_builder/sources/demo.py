@@ -1,4 +1,4 @@
-"""The corpus that ships with the package: NIH ChestX-ray14 images, reduced, with invented reports."""
+"""The shipped corpus: reduced images of NIH ChestX-ray14 with invented reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cot_builder.sources.contract import (
 )
 from cot_builder.sources.reading import (
     Rejects,
-    Unusable,
+    UnusableError,
     loaded,
     not_loaded,
     open_lines,
@@ -61,7 +61,7 @@ def load(task: Task, options: SourceOptions) -> Loaded:
     """Split one report of the corpus, and look at its images."""
     try:
         return loaded(NAME, task, task.texts, options, root=options.root or CORPUS)
-    except Unusable as error:
+    except UnusableError as error:
         return not_loaded(NAME, task, error)
 
 

@@ -7,7 +7,6 @@ https://openi.nlm.nih.gov/faq.
 from __future__ import annotations
 
 import json
-import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +26,7 @@ from cot_builder.sources.contract import (
 )
 from cot_builder.sources.reading import (
     Rejects,
-    Unusable,
+    UnusableError,
     decode,
     loaded,
     need_root,
@@ -56,10 +55,10 @@ ImageKey = tuple[str, str]  # study number, rest of the image's name
 
 
 def plan(options: SourceOptions) -> Plan:
-    """List the studies of the XML files, or of Kaggle's tables where there are none or they are asked for.
+    """List the studies of the XML files; without them, or on demand, those of Kaggle's tables.
 
-    Images are those on the disk. With `splits`, a study that the list does not name, and a listed one
-    that is not there, is a reject. Raises UserError where the root holds neither form.
+    Images are those on the disk. With `splits`, a study that the list does not name, and a listed
+    one that is not there, is a reject. Raises UserError where the root holds neither form.
     """
     root = need_root(options, source=NAME, holds=HOLDS)
     rejects = Rejects(NAME)
@@ -96,12 +95,12 @@ def plan(options: SourceOptions) -> Plan:
 
 
 def load(task: Task, options: SourceOptions) -> Loaded:
-    """Read one XML file (of Kaggle's tables, the row that the plan read), and look at its images."""
+    """Read one XML file (for Kaggle, the row that the plan read), and look at its images."""
     root = need_root(options, source=NAME, holds=HOLDS)
     try:
         texts = task.texts or _read_xml(root / task.file, task.study_id)
         return loaded(NAME, task, texts, options, root=root)
-    except Unusable as error:
+    except UnusableError as error:
         return not_loaded(NAME, task, error)
 
 
@@ -134,10 +133,10 @@ def _openi_tasks(
 
 
 def _parent_images(path: Path) -> list[ImageKey]:
-    """Find the images that an XML file names, without parsing it; `load` says what is wrong with a bad one."""
+    """Find the images that an XML file names, unparsed: `load` says what is wrong with it."""
     try:
         raw = read_bytes(path)
-    except Unusable:
+    except UnusableError:
         return []
     return list(
         dict.fromkeys((n.decode(), rest.decode()) for n, rest in _PARENT_IMAGE.findall(raw))
@@ -147,17 +146,19 @@ def _parent_images(path: Path) -> list[ImageKey]:
 def _read_xml(path: Path, study_id: str) -> Iterator[Section]:
     text = decode(read_bytes(path))
     if not text.strip():
-        raise Unusable("empty_report", "the file is empty")
+        raise UnusableError("empty_report", "the file is empty")
     # The release has no document types; an entity could unfold without end, or name another file.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise Unusable("malformed_xml", "it declares a document type; Open-i's files have none")
+        raise UnusableError(
+            "malformed_xml", "it declares a document type; Open-i's files have none"
+        )
     try:
         tree = ET.fromstring(text)
     except ET.ParseError as error:
-        raise Unusable("malformed_xml", str(error)) from None
+        raise UnusableError("malformed_xml", str(error)) from None
     unique = tree.find("uId")
     if unique is not None and unique.get("id", study_id) != study_id:
-        raise Unusable(
+        raise UnusableError(
             "id_mismatch", f"its uId is {unique.get('id')!r}; its name says {study_id!r}"
         )
     return (
@@ -216,7 +217,7 @@ def _images_on_disk(root: Path, views: Mapping[ImageKey, str]) -> Iterator[tuple
         if not (root / folder).is_dir():
             continue
         found = False
-        for name in sorted(os.listdir(root / folder)):
+        for name in sorted(entry.name for entry in (root / folder).iterdir()):
             if match := _IMAGE_NAME.fullmatch(name):
                 found = True
                 key = (str(int(match[1])), match[2])
@@ -247,8 +248,8 @@ def _with_splits(tasks: Iterable[Task], path: Path, rejects: Rejects) -> list[Ta
 
 
 def _read_splits(path: Path, rejects: Rejects) -> dict[str, str]:
-    """Read R2Gen's annotation.json or a plain {"train": ["CXR1", ...]}; "" marks a study that was rejected."""
-    expected = f'{path}: expected {{"train": [ids], "val": [ids], "test": [ids]}}, or R2Gen\'s annotation.json'
+    """Read R2Gen's annotation.json, or plain ids by split; "" marks a study that was rejected."""
+    expected = f'{path}: expected {{"train": [ids], ...}} or R2Gen\'s annotation.json'
     try:
         table: Any = json.loads(path.read_bytes())
     except OSError as error:
@@ -283,7 +284,7 @@ def _read_splits(path: Path, rejects: Rejects) -> dict[str, str]:
 
 
 def _left_out(table: Mapping[str, Any]) -> str:
-    """Name the split of a blank key (a copy of R2Gen's file has one): the one that no other key names."""
+    """Name the split of a blank key, as a copy of R2Gen's file has one: what no other key names."""
     named = {SPLITS.get(key.strip().lower()) for key in table}
     left = sorted(set(SPLITS.values()) - named)
     return left[0] if len(left) == 1 else ""
@@ -295,6 +296,6 @@ SOURCE: Final = Source(
     load=load,
     credentialed=False,
     licence="CC BY-NC-ND 4.0",
-    citation="Demner-Fushman et al., Preparing a collection of radiology examinations for distribution "
-    "and retrieval, JAMIA 23(2):304-310, 2016",
+    citation="Demner-Fushman et al., Preparing a collection of radiology examinations for "
+    "distribution and retrieval, JAMIA 23(2):304-310, 2016",
 )

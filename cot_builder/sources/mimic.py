@@ -17,7 +17,7 @@ from cot_builder.records import Image, Section
 from cot_builder.sources.contract import SPLITS, Loaded, Plan, Source, SourceOptions, Task
 from cot_builder.sources.reading import (
     Rejects,
-    Unusable,
+    UnusableError,
     decode,
     loaded,
     need_root,
@@ -30,12 +30,12 @@ from cot_builder.sources.reading import (
 
 NAME: Final = "mimic"
 HOLDS: Final = (
-    "the folder that holds mimic-cxr (files/p10/p10000032/s50414267.txt) and, for splits and images, "
-    "mimic-cxr-jpg"
+    "the folder that holds mimic-cxr (files/p10/p10000032/s50414267.txt) and, for splits and "
+    "images, mimic-cxr-jpg"
 )
 _RELEASE_SPLITS: Final = ("train", "validate", "test")
 
-# Where the two releases lie below the root: side by side, as wget leaves them, by version, or the root itself.
+# Where the two releases lie below the root: side by side, by version, or as wget leaves them.
 _FOLDERS: Final = (
     "[0-9]*.[0-9]*",
     "mimic-cxr*",
@@ -62,6 +62,7 @@ class _Layout(NamedTuple):
 
     root: Path
     reports: Path
+    below: str  # the reports' folder as seen from the root: "mimic-cxr/"
     images: Path | None
     study_list: Path | None
     record_list: Path | None
@@ -73,6 +74,11 @@ class _Layout(NamedTuple):
         return path.relative_to(self.root).as_posix()
 
 
+def _below(root: Path, folder: Path) -> str:
+    named = folder.relative_to(root).as_posix()
+    return "" if named == "." else f"{named}/"
+
+
 class _Study(NamedTuple):
     subject_id: str
     study_id: str
@@ -82,8 +88,8 @@ class _Study(NamedTuple):
 def plan(options: SourceOptions) -> Plan:
     """List the studies of a tree by its study list or, without one, by its folders.
 
-    Raises UserError where the root holds no reports, or a table lacks a column. Tasks are in the order of
-    the files: by patient, then by study.
+    Tasks are in the order of the files: by patient, then by study. Raises UserError where the root
+    holds no reports, or a table lacks a column.
     """
     root = need_root(options, source=NAME, holds=HOLDS)
     layout = _find_layout(root)
@@ -122,7 +128,7 @@ def load(task: Task, options: SourceOptions) -> Loaded:
     try:
         texts = [Section("", decode(read_bytes(root / task.file)))]
         return loaded(NAME, task, texts, options, root=root)
-    except Unusable as error:
+    except UnusableError as error:
         return not_loaded(NAME, task, error)
 
 
@@ -158,7 +164,17 @@ def _find_layout(root: Path) -> _Layout:
     if images is None:
         named = (f for f in folders if "jpg" in f.name and (f / "files").is_dir())
         images = next(named, None)
-    return _Layout(root, reports, images, study_list, find(_RECORD_LIST), metadata, split, names)
+    return _Layout(
+        root=root,
+        reports=reports,
+        below=_below(root, reports),
+        images=images,
+        study_list=study_list,
+        record_list=find(_RECORD_LIST),
+        metadata=metadata,
+        split=split,
+        image_names=names,
+    )
 
 
 def _holds_reports(folder: Path) -> bool:
@@ -169,7 +185,7 @@ def _holds_reports(folder: Path) -> bool:
 
 
 def _file(layout: _Layout, study: _Study) -> str:
-    return layout.named(layout.reports / study.path)
+    return layout.below + study.path
 
 
 def _release(layout: _Layout) -> str:
@@ -178,9 +194,9 @@ def _release(layout: _Layout) -> str:
         parts.append(f"MIMIC-CXR {version[0]}")
     else:
         parts.append("MIMIC-CXR")
-    if table := layout.metadata or layout.split:
-        if version := _VERSION.search(table.name):
-            parts.append(f"MIMIC-CXR-JPG tables {version[0]}")
+    table = layout.metadata or layout.split
+    if table and (version := _VERSION.search(table.name)):
+        parts.append(f"MIMIC-CXR-JPG tables {version[0]}")
     return ", ".join(parts)
 
 
@@ -211,7 +227,7 @@ def _studies(layout: _Layout, rejects: Rejects) -> dict[str, _Study]:
             _keep(studies, _Study(match[1], match[2], path), layout, rejects)
         else:
             detail = "not the name of a report; expected files/pNN/pNNNNNNNN/sNNNNNNNN.txt"
-            rejects.add(layout.named(layout.reports / path), "file_not_in_list", detail)
+            rejects.add(layout.below + path, "file_not_in_list", detail)
     return studies
 
 
@@ -239,7 +255,7 @@ def _listed_studies(layout: _Layout, on_disk: set[str], rejects: Rejects) -> dic
                 rejects.add(_file(layout, study), "report_missing", detail, study.study_id)
     for path in sorted(on_disk - named):
         detail = f"{table} does not name the file"
-        rejects.add(layout.named(layout.reports / path), "file_not_in_list", detail)
+        rejects.add(layout.below + path, "file_not_in_list", detail)
     return studies
 
 
@@ -251,7 +267,7 @@ def _keep(studies: dict[str, _Study], study: _Study, layout: _Layout, rejects: R
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Yield the text files of `files` and of its two levels of folders, as paths from the folder."""
+    """Yield the text files of `files` and two levels of folders in it, as paths from the folder."""
 
     def inside(path: str, below: str, levels: int) -> Iterator[str]:
         with os.scandir(path) as entries:
@@ -265,14 +281,14 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return text.isdecimal() and text.isascii()
 
 
 # -- splits and images
 
 
 def _splits(layout: _Layout, rejects: Rejects) -> dict[str, str] | None:
-    """Return the split of each study, "" where it was rejected; None when the release has no split table."""
+    """Return the split of each study, "" where it was rejected; None without a split table."""
     if not layout.split:
         return None
     splits: dict[str, str] = {}
@@ -319,7 +335,7 @@ def _images(layout: _Layout, studies: dict[str, _Study], rejects: Rejects) -> Im
 
 def _from_metadata(layout: _Layout, path: Path, rejects: Rejects) -> Iterator[tuple[str, Image]]:
     assert layout.images
-    table, below = layout.named(path), _prefix(layout, layout.images)
+    table, below = layout.named(path), _below(layout.root, layout.images)
     needed, optional = ("dicom_id", "subject_id", "study_id"), ("ViewPosition", "Rows", "Columns")
     views: dict[str, str] = {}  # one string a view, not one a row
     for line, row in read_table(path, needed, rejects, name=table, optional=optional):
@@ -336,9 +352,9 @@ def _from_metadata(layout: _Layout, path: Path, rejects: Rejects) -> Iterator[tu
 
 
 def _from_records(layout: _Layout, path: Path, rejects: Rejects) -> Iterator[tuple[str, Image]]:
-    """Name the images of the record list: as JPG files where the JPG release is there, otherwise as DICOM."""
+    """Name the images of the record list: JPG files where that release is there, else DICOM."""
     table, columns = layout.named(path), ("subject_id", "study_id", "dicom_id", "path")
-    below = _prefix(layout, layout.images or path.parent)
+    below = _below(layout.root, layout.images or path.parent)
     for line, (subject_id, study_id, dicom_id, file) in read_table(
         path, columns, rejects, name=table
     ):
@@ -356,7 +372,7 @@ def _from_records(layout: _Layout, path: Path, rejects: Rejects) -> Iterator[tup
 def _from_names(
     layout: _Layout, folder: Path, path: Path, rejects: Rejects
 ) -> Iterator[tuple[str, Image]]:
-    table, below = layout.named(path), _prefix(layout, folder)
+    table, below = layout.named(path), _below(layout.root, folder)
     for line, text in open_lines(path, rejects, name=table):
         file = (text or "").strip()
         if file and not stays_inside(file):
@@ -371,11 +387,11 @@ def _from_names(
 def _from_folders(
     layout: _Layout, folder: Path, studies: dict[str, _Study]
 ) -> Iterator[tuple[str, Image]]:
-    below = _prefix(layout, folder)
+    below = _below(layout.root, folder)
     for study in studies.values():
         place = study.path.removesuffix(".txt")
         try:
-            names = sorted(os.listdir(folder / place))
+            names = sorted(path.name for path in (folder / place).iterdir())
         except OSError:
             continue
         for name in names:
@@ -383,17 +399,12 @@ def _from_folders(
                 yield study.study_id, Image(f"{below}{place}/{name}", match[2])
 
 
-def _prefix(layout: _Layout, folder: Path) -> str:
-    named = layout.named(folder)
-    return "" if named == "." else f"{named}/"
-
-
 def _jpg(below: str, subject_id: str, study_id: str, dicom_id: str) -> str:
     return f"{below}files/p{subject_id[:2]}/p{subject_id}/s{study_id}/{dicom_id}.jpg"
 
 
 def _pixels(text: str) -> int | None:
-    return int(text) if _is_id(text) else None
+    return int(text) if text.isdecimal() else None
 
 
 SOURCE: Final = Source(

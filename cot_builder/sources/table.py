@@ -1,4 +1,4 @@
-"""Any table of reports: CSV, TSV, JSON lines (plain or .gz) or Parquet, by the names of its columns."""
+"""Any table of reports, by its columns: CSV, TSV, JSON lines (plain or .gz) or Parquet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cot_builder.sources.contract import (
 from cot_builder.sources.reading import (
     MOST_BYTES,
     Rejects,
-    Unusable,
+    UnusableError,
     loaded,
     need_root,
     not_loaded,
@@ -39,10 +39,11 @@ Row = dict[str, Any]
 
 
 def plan(options: SourceOptions) -> Plan:
-    """Read the table: one task a row; raises UserError for a missing column, naming those there are.
+    """Read the table, one task a row.
 
-    A row's id is that of `id_column`, otherwise its line. An image path starts at the table's folder; in
-    JSON lines and Parquet a list of paths will do.
+    A row's id is that of `id_column`, otherwise its line. An image path starts at the table's
+    folder; in JSON lines and Parquet a list of paths will do. Raises UserError for a missing
+    column, naming those there are.
     """
     root = need_root(options, source=NAME, holds=HOLDS)
     if not root.is_file():
@@ -66,7 +67,7 @@ def plan(options: SourceOptions) -> Plan:
         )
         try:
             task = _task(row, file, study_id, chosen, options)
-        except Unusable as error:
+        except UnusableError as error:
             rejects.add(file, error.reason, error.detail, study_id or None)
             continue
         if tasks.setdefault(task.study_id, task) is not task:
@@ -80,7 +81,7 @@ def load(task: Task, options: SourceOptions) -> Loaded:
     root = need_root(options, source=NAME, holds=HOLDS)
     try:
         return loaded(NAME, task, task.texts, options, root=root.parent)
-    except Unusable as error:
+    except UnusableError as error:
         return not_loaded(NAME, task, error)
 
 
@@ -88,27 +89,29 @@ def _task(
     row: Row, file: str, study_id: str, chosen: dict[str, str], options: SourceOptions
 ) -> Task:
     if not study_id:
-        raise Unusable("malformed_row", f"column {options.id_column!r} is empty")
+        raise UnusableError("malformed_row", f"column {options.id_column!r} is empty")
     sections = []
     for name, column in chosen.items():
         text = row[column]
         if text is not None and not isinstance(text, str):
-            raise Unusable("malformed_row", f"column {column!r}: expected text, got {text!r:.60}")
+            raise UnusableError(
+                "malformed_row", f"column {column!r}: expected text, got {text!r:.60}"
+            )
         if text and len(text.encode("utf-8", "surrogatepass")) > MOST_BYTES:
             detail = f"column {column!r} has {len(text):,} characters"
-            raise Unusable(
+            raise UnusableError(
                 "report_too_large", f"{detail}; a report has at most {MOST_BYTES:,} bytes"
             )
         sections.append(Section(name, text or ""))
     if not any(section.text.strip() for section in sections):
-        raise Unusable("empty_report", f"nothing in {', '.join(map(repr, chosen.values()))}")
+        raise UnusableError("empty_report", f"nothing in {', '.join(map(repr, chosen.values()))}")
     split = None
     if options.split_column:
         value = _text(row[options.split_column])
         split = SPLITS.get(value.lower())
         if split is None:
             reason = "unknown_split" if value else "no_split"
-            raise Unusable(reason, f"{value!r}; expected one of {', '.join(SPLITS)}")
+            raise UnusableError(reason, f"{value!r}; expected one of {', '.join(SPLITS)}")
     images = tuple(_images(row[options.image_column])) if options.image_column else ()
     subject = _text(row[options.subject_column]) if options.subject_column else ""
     return Task(study_id, subject or None, split, file, images, tuple(sections))
@@ -119,9 +122,9 @@ def _images(value: Any) -> Iterator[Image]:
         if not path:
             continue
         if not isinstance(path, str):
-            raise Unusable("malformed_row", f"expected an image's path, got {path!r:.60}")
+            raise UnusableError("malformed_row", f"expected an image's path, got {path!r:.60}")
         if not stays_inside(path):
-            raise Unusable("path_outside_root", f"{path!r} leaves the table's folder")
+            raise UnusableError("path_outside_root", f"{path!r} leaves the table's folder")
         yield Image(path, Path(path).stem)
 
 
@@ -179,7 +182,8 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row
         _need_columns(path, columns, table.collect_schema().names())
         number = 0
         while not (part := table.select(columns).slice(number, _ROWS_AT_ONCE).collect()).is_empty():
-            for number, row in enumerate(part.iter_rows(named=True), number + 1):
+            for row in part.iter_rows(named=True):
+                number += 1
                 yield number, row
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
