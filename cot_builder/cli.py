@@ -452,7 +452,8 @@ def _print_summary(manifest: Manifest, out: Path, seconds: float) -> None:
     counts, rejects = manifest["counts"], manifest["rejects"]
     console.print(
         f"{counts['planned']:,} studies planned = {counts['written']:,} written + "
-        f"{counts['rejected']:,} rejected; {rejects['lines']:,} lines in rejects.jsonl; "
+        f"{counts['rejected']:,} rejected; {rejects['before_planning']:,} set aside before; "
+        f"{rejects['lines']:,} lines in rejects.jsonl; "
         f"{seconds:.1f} s ({counts['planned'] / seconds:,.0f} studies/s) → {out}",
         highlight=False,
         soft_wrap=True,

@@ -78,7 +78,7 @@ def test_build_prints_counts_that_add_up(dataset: Path) -> None:
     result = run(
         "build", *build_flags(dataset.parent / "reports.csv"), "--out", dataset, "--resume"
     )
-    assert "3 studies planned = 2 written + 1 rejected; 1 lines in rejects.jsonl" in result.output
+    assert "2 studies planned = 2 written + 0 rejected; 1 set aside before" in result.output
     assert "Coverage: " in result.output
     manifest = json.loads((dataset / "manifest.json").read_text())
     assert manifest["chains"]["Pneumonia"]["uncertain"] == 1
