@@ -46,7 +46,8 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
     "two FINDINGS": (
         page("FINDINGS:  Comparison is made with prior study ___.", "", "The tube is high.", "",
              "FINDINGS:  Heart is normal."),
-        {"findings": "Comparison is made with prior study ___.\nThe tube is high.\nHeart is normal."},
+        {"findings": "Comparison is made with prior study ___.\nThe tube is high.\n"
+         "Heart is normal."},
     ),
     "mixed case, no blank line": (
         page("EXAMINATION:  CHEST RADIOGRAPH", "", "Findings: the trachea is midline.  Mild",
@@ -190,8 +191,8 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         {"findings": "Clear.", "impression": "Normal."},
     ),
     "flattened": (
-        "FINAL REPORT EXAMINATION: CHEST INDICATION: Cough. REASON FOR EXAM: Fever. COMPARISON: None "
-        "FINDINGS: The lungs are clear. Lungs: clear. Impression: Normal.",
+        "FINAL REPORT EXAMINATION: CHEST INDICATION: Cough. REASON FOR EXAM: Fever. "
+        "COMPARISON: None FINDINGS: The lungs are clear. Lungs: clear. Impression: Normal.",
         {"examination": "CHEST", "indication": "Cough.\nFever.", "comparison": "None",
          "findings": "The lungs are clear. Lungs: clear.", "impression": "Normal."},
     ),

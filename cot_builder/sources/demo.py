@@ -70,6 +70,8 @@ def _task(study: dict[str, Any], place: str) -> Task:
         Image(image["path"], Path(image["path"]).stem, image.get("view"))
         for image in study.get("images", ())
     )
+    if not isinstance(study["report"], str):
+        raise TypeError(f"the report is {study['report']!r:.60}")
     split = SPLITS[study["split"]] if study.get("split") else None
     texts = (Section("", study["report"]),)
     return Task(study["study_id"], study.get("subject_id"), split, place, images, texts)

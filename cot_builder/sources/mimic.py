@@ -97,7 +97,7 @@ def plan(options: SourceOptions) -> Plan:
     studies = _studies(layout, rejects)
     images = _images(layout, studies, rejects)
     splits = _splits(layout, rejects)
-    have_images = any((root / named[0].path).exists() for named in images.values())
+    have_images = _have_images(layout, images)
     tasks = []
     for study in studies.values():
         split = None
@@ -198,6 +198,12 @@ def _release(layout: _Layout) -> str:
     if table and (version := _VERSION.search(table.name)):
         parts.append(f"MIMIC-CXR-JPG tables {version[0]}")
     return ", ".join(parts)
+
+
+def _have_images(layout: _Layout, images: Images) -> bool:
+    folder = layout.images or layout.reports
+    named = (layout.root / images_of_study[0].path for images_of_study in images.values())
+    return (folder / "files").is_dir() and any(path.exists() for path in named)
 
 
 def _notes(layout: _Layout, left: Images, have_images: bool) -> Iterator[str]:
