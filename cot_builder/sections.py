@@ -302,10 +302,10 @@ def _inline_starts(line: str, headings: Headings) -> Iterator[int]:
     if colon < 0:
         return
     for match in headings.inline.finditer(line):
-        before = line[: match.start()].rstrip()
         # "REASON FOR EXAM:" holds "EXAM:", so the words up to a line's first colon are cut only
         # where a sentence or a FINAL REPORT ends.
-        if match.start() > colon or before[-1:] in _ENDS or _is_furniture(before, headings):
+        before = line[: match.start()].rstrip() if match.start() < colon else "."
+        if before[-1:] in _ENDS or _is_furniture(before, headings):
             yield match.start()
 
 
