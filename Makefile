@@ -19,8 +19,8 @@ help: ## list these targets
 demo: $(VENV)/core.installed ## build the embedded demo corpus and show its chains (installs the core)
 	rm -rf out/demo
 	$(BIN)/cot-builder build --source demo --out out/demo --workers 1
-	$(BIN)/cot-builder show demo-002 --dataset out/demo
-	$(BIN)/cot-builder show demo-005 --dataset out/demo
+	$(BIN)/cot-builder show demo-004 --dataset out/demo
+	$(BIN)/cot-builder show demo-007 --dataset out/demo
 	$(BIN)/cot-builder stats out/demo
 
 .PHONY: test
