@@ -30,6 +30,8 @@ def parse(folded: str, lexicon: Lexicon) -> Parse:
         p.mentions.sort(key=lambda m: m.first)
         read_cues(p)
     read_places(p)
+    # "This pneumothorax measures 3 cm" speaks of one that was told before.
+    p.mentions = [m for m in p.mentions if m.left == 0 or p.text(m.left - 1) not in ("this", "these")]
     for mention in p.mentions:
         mention.start, mention.end = units[mention.left].start, units[mention.right].end
     return p

@@ -123,7 +123,7 @@ class Lexicon(NamedTuple):
 EXCLUSIVE: Final = frozenset({"borderline", "enlarged", "normal", "stable", "hidden"})
 WORD: Final = Term("")
 _JOINS: Final = {
-    ",": ",", "and": "and", "or": "or", "nor": "or", "and/or": "or", "/": "or", "versus": "or", "vs": "or",
+    ",": ",", "and": "and", "or": "or", "nor": "or", "and/or": "or", "/": "and", "versus": "or", "vs": "or",
     "vs.": "or", ";": ";", ":": ":", "(": "(", ")": "(", "&": "and", "plus": "and", "as well as": "and",
     "or possibly": "or", "and possibly": "and", "or other": "or", "and or": "or",
 }  # fmt: skip

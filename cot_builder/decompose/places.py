@@ -69,7 +69,7 @@ def _places_before(p: Parse, mention: Mention, heads: dict[int, Mention]) -> Non
             before, after = units[j - 1].term, units[j + 1].term
             if not (before.place or before.modifier) or not (after.place or after.modifier):
                 break
-            if (j - 1) in heads:
+            if (j - 1) in heads or _behind_preposition(units, j - 1):
                 break
             if term.join != "," and not (
                 (before.place and after.place)
@@ -103,6 +103,13 @@ def _places_before(p: Parse, mention: Mention, heads: dict[int, Mention]) -> Non
     mention.left = mention.right = mention.first
     if left < mention.first:
         mention.left = left
+
+
+def _behind_preposition(units: list[Unit], j: int) -> bool:
+    """Tell whether the places up to `j` end a phrase of their own: "in the right base | and left effusion"."""
+    while j >= 0 and (units[j].term.place or units[j].term.modifier or units[j].term.text == "the"):
+        j -= 1
+    return j >= 0 and units[j].term.preposition
 
 
 def _side_before(units: list[Unit], j: int) -> bool:

@@ -387,12 +387,20 @@ def _structure_mentions(p: Parse) -> None:
                     and mention.left == first
                 ):
                     mention.left -= 1
-                mention.places = own_side(p, group)
+                mention.places = own_side(p, group) or _side_behind(p, at)
                 mention.temporal = "stable" if any(r[1] == "stable" for r in read) else None
                 spoken = True
                 p.used.add(at)
         if spoken:
             p.used.update(range(group.first, group.last + 1))
+
+
+def _side_behind(p: Parse, at: int) -> list[Place]:
+    """Return the side behind a state: "blunted on the right"."""
+    units, j = p.units, at + 1
+    while j < len(units) and (units[j].term.preposition or units[j].term.text == "the"):
+        j += 1
+    return [(units[j].term.side, None, False)] if at + 1 < j < len(units) and units[j].term.side else []
 
 
 def own_side(p: Parse, group: Group) -> list[Place]:
