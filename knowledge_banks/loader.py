@@ -304,7 +304,7 @@ def _name(entry: Any) -> str:
 
 
 def _checked(value: Any, leaf: Leaf, where: str) -> Any:
-    if type(value) is not leaf.kind:
+    if not isinstance(value, leaf.kind):
         raise UserError(f"{where}: expected {_KINDS[leaf.kind]}, got {value!r}")
     if leaf.kind is list and (odd := [item for item in value if not isinstance(item, str)]):
         raise UserError(f"{where}: expected {_KINDS[list]}, got {odd[0]!r} in it")

@@ -6,7 +6,7 @@ To add a key or a table: one entry in SHAPES.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from cot_builder.vocabulary import ASSERTIONS, LABELS, REGIONS
 
@@ -18,7 +18,7 @@ class Leaf(NamedTuple):
     and overrides everything else. Phrases have braces, which are written out.
     """
 
-    kind: type
+    kind: type[Any]
     of: str = ""
     words: bool = False
     phrases: bool = False
