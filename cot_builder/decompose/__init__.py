@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cot_builder.decompose.grammar import parse
 from cot_builder.decompose.lexicon import Lexicon, compile_lexicon
@@ -12,6 +12,9 @@ from cot_builder.decompose.units import fold
 from cot_builder.records import Basis, Chain, Decomposition, Section, Unmapped, in_bank_order
 from cot_builder.sentences import split_sentences
 from knowledge_banks import Banks
+
+
+LONGEST_TITLE: Final = 24  # of a line such as "Left ankle." that opens another part of the body
 
 
 class SentenceResult(NamedTuple):
@@ -42,11 +45,11 @@ class Decomposer:
             outside = False
             for sentence in split_sentences(section):
                 sentences += 1
-                title = fold(sentence.text).rstrip(".: ")
-                if title in self.lexicon.outside:
-                    outside = True
-                elif title in self.lexicon.chest:
-                    outside = False
+                if len(sentence.text) <= LONGEST_TITLE:
+                    title = fold(sentence.text).rstrip(".: ")
+                    outside = title in self.lexicon.outside or (
+                        outside and title not in self.lexicon.chest
+                    )
                 if outside:
                     continue
                 result = self.sentence(sentence.text)
