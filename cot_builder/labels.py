@@ -14,10 +14,11 @@ _ABNORMAL = tuple(label for label in LABELS if label not in ("No Finding", "Supp
 
 
 def report_labels(chains: Iterable[Chain]) -> Labels:
-    """Aggregate stated chains to the 14 labels: 1 positive, 0 negative, -1 uncertain, None not mentioned.
+    """Aggregate stated chains to the 14 labels: 1 positive, 0 negative, -1 uncertain, else None.
 
-    Positive wins over uncertain, uncertain over negative. No Finding is 1 exactly when no other label except
-    Support Devices is positive or uncertain, and None otherwise (chain specification, section 4).
+    Positive wins over uncertain, uncertain over negative. No Finding is 1 exactly when no other
+    label except Support Devices is positive or uncertain, and None otherwise (chain specification,
+    section 4).
     """
     found: dict[str, set[int]] = {}
     for chain in chains:

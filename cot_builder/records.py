@@ -1,4 +1,4 @@
-"""Everything that flows through a build, in the order of the flow; each record is valid at birth."""
+"""What flows through a build, in the order of the flow; each record is valid at birth."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ Assertion = Literal["positive", "negative", "uncertain"]
 Basis = Literal["stated", "implied"]
 Row = dict[str, Any]
 
+BASES: Final = ("stated", "implied")
+
 _LABEL_SET: Final = frozenset(LABELS)
 _REGION_ORDER: Final = {region: place for place, region in enumerate(REGIONS)}
 
@@ -24,7 +26,7 @@ class Section(NamedTuple):
 
 
 class Image(NamedTuple):
-    """One radiograph of a study: path relative to the release root, view as the release names it, size in pixels."""
+    """One radiograph of a study: path below the release root, view as released, size in pixels."""
 
     path: str
     image_id: str
@@ -54,10 +56,10 @@ class Report:
 
 
 class Sentence(NamedTuple):
-    """One sentence of a section: `text == section_text[start:end]`; `index` counts from 0 in the section."""
+    """One sentence of a section, the `index`-th from 0: `text == section_text[start:end]`."""
 
     section: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no one looks for in a sentence
     start: int
     end: int
     text: str
@@ -67,7 +69,8 @@ class Sentence(NamedTuple):
 class Chain:
     """One mention of one observation: finding → concepts → disease → regions.
 
-    `section_text[start:end] == finding` always; `rule` names the bank entry and the cue that made the chain.
+    `section_text[start:end] == finding` always; `rule` names the bank entry and the cue that made
+    the chain.
     """
 
     section: str
@@ -87,7 +90,11 @@ class Chain:
 
     def __post_init__(self) -> None:
         if self.disease not in _LABEL_SET:
-            raise ValueError(f"unknown disease {self.disease!r}; expected one of {', '.join(LABELS)}")
+            raise ValueError(
+                f"unknown disease {self.disease!r}; expected one of {', '.join(LABELS)}"
+            )
+        if self.basis not in BASES:
+            raise ValueError(f"unknown basis {self.basis!r}; expected one of {', '.join(BASES)}")
         _check_mention(self)
 
     def to_row(self) -> Row:
@@ -125,8 +132,9 @@ class Chain:
         """Return the same chain at another place of a report: `by` characters further on."""
         # Written out: dataclasses.replace takes three times as long, on every chain of a build.
         return Chain(
-            section, sentence, self.finding, self.start + by, self.end + by, self.disease, self.basis,
-            self.assertion, self.regions, self.concepts, self.severity, self.temporal, self.boxes, self.rule,
+            section, sentence, self.finding, self.start + by, self.end + by, self.disease,
+            self.basis, self.assertion, self.regions, self.concepts, self.severity, self.temporal,
+            self.boxes, self.rule,
         )  # fmt: skip
 
 
@@ -175,8 +183,8 @@ class Unmapped:
 class Decomposition(NamedTuple):
     """What one report yields.
 
-    `bearing` counts the sentences that carry a finding, `covered` those of them that gave a chain or an
-    unmapped finding; coverage is covered / bearing.
+    `bearing` counts the sentences that carry a finding, `covered` those of them that gave a chain
+    or an unmapped finding; coverage is covered / bearing.
     """
 
     chains: tuple[Chain, ...]
@@ -213,7 +221,8 @@ def in_bank_order(regions: set[str] | frozenset[str]) -> tuple[str, ...]:
 
 
 def _check_mention(mention: Chain | Unmapped) -> None:
-    if mention.end - mention.start != len(mention.finding) or mention.start < 0 or not mention.finding:
+    size = mention.end - mention.start
+    if size != len(mention.finding) or size == 0 or mention.start < 0:
         raise ValueError(
             f"finding {mention.finding!r} does not span characters {mention.start} to {mention.end}"
         )
@@ -224,6 +233,6 @@ def _check_mention(mention: Chain | Unmapped) -> None:
     places = [_REGION_ORDER.get(region, -1) for region in mention.regions]
     if not places or places != sorted(set(places)) or places[0] < 0:
         raise ValueError(
-            f"regions {mention.regions!r} must be one or more of the 12 regions, once each, in bank order: "
+            f"regions {mention.regions!r}: expected one or more, once each, in bank order, of "
             f"{', '.join(REGIONS)}"
         )
