@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -229,7 +230,7 @@ def _layout(findings: list[str], impression: list[str]) -> str:
 
 
 def _watched(command: list[str]) -> dict[str, Any]:
-    """Run a build; return its wall time and the highest sum of its processes' memory."""
+    """Run a build; return its wall and CPU seconds and the highest sum of its processes' memory."""
     started = time.perf_counter()
     process = psutil.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     peak = 0
@@ -238,8 +239,11 @@ def _watched(command: list[str]) -> dict[str, Any]:
         time.sleep(0.1)
     if process.returncode:
         sys.exit(f"the build failed with status {process.returncode}")
+    wall = time.perf_counter() - started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
-        "wall_seconds": round(time.perf_counter() - started, 1),
+        "wall_seconds": round(wall, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "peak_mib": round(peak / 2**20),
     }
 
