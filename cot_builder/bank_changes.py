@@ -28,9 +28,10 @@ class Change(NamedTuple):
 def changed_chains(
     studies: Iterable[Row], old: Banks, new: Banks, *, sections: Sequence[str]
 ) -> Iterator[Change]:
-    """Decompose the studies of a dataset with both banks and yield every difference, in the dataset's order.
+    """Decompose the studies of a dataset with both banks and yield every difference, in its order.
 
-    `sections` are those that the dataset was built from; the bank version in a rule's name is no difference.
+    `sections` are those that the dataset was built from; the bank version in a rule's name is no
+    difference.
     """
     first, second = Decomposer(old), Decomposer(new)
     for study in studies:
@@ -38,16 +39,19 @@ def changed_chains(
         before, after = _described(first.decompose(texts)), _described(second.decompose(texts))
         for place in sorted(before.keys() | after.keys()):
             if before.get(place) != after.get(place):
-                section, start = place[:2]
+                section, start, _ = place
                 yield Change(study["study_id"], section, start, before.get(place), after.get(place))
 
 
 def _described(found: Decomposition) -> dict[tuple[str, int, str], str]:
+    """Say in words what stands at each place, by section, offset and label."""
     described: dict[tuple[str, int, str], str] = {}
-    for mention in (*found.chains, *found.unmapped):
+    mentions: list[Chain | Unmapped] = [*found.chains, *found.unmapped]
+    for mention in mentions:
         label = mention.disease if isinstance(mention, Chain) else "unmapped"
         place = (mention.section, mention.start, label)
-        described[place] = _line(mention, label)
+        # Two phrases may begin at one word; neither may hide the other.
+        described[place] = "; ".join(filter(None, (described.get(place), _line(mention, label))))
     return described
 
 

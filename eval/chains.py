@@ -1,11 +1,11 @@
-"""Score decomposed chains against gold chains, by the measures of the chain specification (section 8)."""
+"""Score decomposed chains against gold chains, as the chain specification says (section 8)."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,30 +15,27 @@ from rich.text import Text
 
 from cot_builder.errors import UserError
 from cot_builder.records import Row
-from cot_builder.vocabulary import ASSERTIONS, LABELS
+from cot_builder.vocabulary import ASSERTIONS, LABELS, REGIONS
 
 Triple = tuple[str, str, str]  # disease, assertion, region
+Placed = tuple[str, str, str, str]  # report, disease, assertion, region
 
 
 class Counts(NamedTuple):
-    """True positives, false positives and false negatives; they add, and scores come from sums."""
+    """True positives, false positives and false negatives; a score comes from these, summed."""
 
     hit: int = 0
     extra: int = 0
     missed: int = 0
 
-    def plus(self, other: Counts) -> Counts:
-        """Add the counts of another report or label."""
-        return Counts(self.hit + other.hit, self.extra + other.extra, self.missed + other.missed)
-
     @property
     def precision(self) -> float:
-        """hit / (hit + extra); NaN when nothing was predicted."""
+        """Share of the predicted that is right; NaN when nothing was predicted."""
         return _share(self.hit, self.hit + self.extra)
 
     @property
     def recall(self) -> float:
-        """hit / (hit + missed); NaN when there is nothing to find."""
+        """Share of gold that was found; NaN when there is nothing to find."""
         return _share(self.hit, self.hit + self.missed)
 
     @property
@@ -48,7 +45,7 @@ class Counts(NamedTuple):
 
 
 class ChainScores(NamedTuple):
-    """What `cot-builder score-chains` reports; every value is over `reports` reports found in both."""
+    """What `cot-builder score-chains` prints, over the `reports` that gold and dataset share."""
 
     reports: int
     missing: tuple[str, ...]
@@ -75,7 +72,7 @@ class ChainScores(NamedTuple):
         return _share(self.region_right, self.region_pairs)
 
     def __rich__(self) -> Group:
-        """Return the scores as tables: the headline, by assertion, by label, and the commonest differences."""
+        """Return the scores as tables: headline, by label, and the commonest differences."""
         headline = Table("measure", "value", "n")
         for name, value, n in (
             ("triple micro-F1", self.triples.f1, sum(self.triples)),
@@ -101,10 +98,11 @@ class ChainScores(NamedTuple):
         wrong = Table("commonest differences", "times")
         for (kind, triple), times in most_common(self, 12):
             wrong.add_row(f"{kind}: {' · '.join(triple)}", str(times))
-        absent = f"; {len(self.missing)} gold reports are not in the dataset: {', '.join(self.missing[:5])}"
-        return Group(
-            headline, labels, wrong, Text(f"{self.reports} reports{absent if self.missing else ''}")
-        )
+        told = f"{self.reports} reports"
+        if self.missing:
+            ids = ", ".join(self.missing[:5])
+            told += f"; {len(self.missing)} gold reports are not in the dataset: {ids}"
+        return Group(headline, labels, wrong, Text(told))
 
 
 def triples(chains: Iterable[Mapping[str, Any]]) -> set[Triple]:
@@ -116,78 +114,75 @@ def triples(chains: Iterable[Mapping[str, Any]]) -> set[Triple]:
     return {(c["disease"], c["assertion"], region) for c in chains for region in c["regions"]}
 
 
-def compare(gold: set[Triple], predicted: set[Triple]) -> Counts:
-    """Count agreeing, extra and missed triples of one report."""
+def compare(gold: Set[Hashable], predicted: Set[Hashable]) -> Counts:
+    """Count agreeing, extra and missed ones."""
     return Counts(len(gold & predicted), len(predicted - gold), len(gold - predicted))
 
 
 def score(pairs: Iterable[tuple[str, Row, Row]], *, missing: Iterable[str] = ()) -> ChainScores:
-    """Score (id, gold row, predicted row) of each report; rows have `chains`, `unmapped` and `sections`."""
-    total, labels_only, unmapped = Counts(), Counts(), Counts()
-    by_assertion = dict.fromkeys(ASSERTIONS, Counts())
-    by_label = dict.fromkeys(LABELS, Counts())
-    right = pairs_seen = exact = offsets = reports = 0
-    differences: list[tuple[str, str, Triple]] = []
-    for uid, gold_row, row in pairs:
-        reports += 1
-        gold, predicted = triples(gold_row["chains"]), triples(row["chains"])
-        total = total.plus(compare(gold, predicted))
-        for name in ASSERTIONS:
-            part = compare(
-                {t for t in gold if t[1] == name}, {t for t in predicted if t[1] == name}
-            )
-            by_assertion[name] = by_assertion[name].plus(part)
-        for name in LABELS:
-            part = compare(
-                {t for t in gold if t[0] == name}, {t for t in predicted if t[0] == name}
-            )
-            by_label[name] = by_label[name].plus(part)
-        ours, theirs = _regions(predicted), _regions(gold)
-        labels_only = labels_only.plus(
-            Counts(len(ours.keys() & theirs), len(ours.keys() - theirs), len(theirs.keys() - ours))
-        )
-        for pair in ours.keys() & theirs.keys():
-            pairs_seen += 1
-            right += ours[pair] == theirs[pair]
-        extra = {("unmapped", u["assertion"], r) for u in row["unmapped"] for r in u["regions"]}
-        wanted = {
-            ("unmapped", u["assertion"], r) for u in gold_row["unmapped"] for r in u["regions"]
-        }
-        unmapped = unmapped.plus(compare(wanted, extra))
-        texts = {s["name"]: s["text"] for s in row["sections"]}
-        for mention in [*row["chains"], *row["unmapped"]]:
-            offsets += 1
-            exact += (
-                texts.get(mention["section"], "")[mention["start"] : mention["end"]]
-                == mention["finding"]
-            )
-        differences += [(uid, "extra", t) for t in sorted(predicted - gold)]
-        differences += [(uid, "missed", t) for t in sorted(gold - predicted)]
+    """Score (id, gold row, predicted row) of each report.
+
+    Rows have `chains` and `unmapped`; the predicted one has `sections` too, for its offsets.
+    """
+    pairs = list(pairs)
+    gold = {(uid, *t) for uid, row, _ in pairs for t in triples(row["chains"])}
+    found = {(uid, *t) for uid, _, row in pairs for t in triples(row["chains"])}
+    regions, right_regions = _regions(found), _regions(gold)
+    agreeing = regions.keys() & right_regions.keys()
+    exact = [offsets for _, _, row in pairs for offsets in _exact_offsets(row)]
+    wrong = [("extra", t) for t in found - gold] + [("missed", t) for t in gold - found]
     return ChainScores(
-        reports, tuple(missing), total, by_assertion, by_label, labels_only,
-        right, pairs_seen, unmapped, exact, offsets, tuple(differences),
-    )  # fmt: skip
+        reports=len(pairs),
+        missing=tuple(missing),
+        triples=compare(gold, found),
+        by_assertion={
+            name: compare({t for t in gold if t[2] == name}, {t for t in found if t[2] == name})
+            for name in ASSERTIONS
+        },
+        by_label={
+            name: compare({t for t in gold if t[1] == name}, {t for t in found if t[1] == name})
+            for name in LABELS
+        },
+        label_assertion=compare(set(right_regions), set(regions)),
+        region_right=sum(regions[pair] == right_regions[pair] for pair in agreeing),
+        region_pairs=len(agreeing),
+        unmapped=compare(
+            {(uid, *t) for uid, row, _ in pairs for t in _places(row["unmapped"])},
+            {(uid, *t) for uid, _, row in pairs for t in _places(row["unmapped"])},
+        ),
+        offsets_exact=sum(exact),
+        offsets=len(exact),
+        differences=tuple((t[0], kind, t[1:]) for kind, t in sorted(wrong, key=_by_report)),
+    )
 
 
 def read_gold(path: Path) -> list[Row]:
-    """Read gold chains, one JSON object a line with `uid`, a text for each annotated section, `chains` and `unmapped`."""
-    rows = []
+    """Read gold chains: JSON Lines with `uid`, a text for each annotated section, and `chains`.
+
+    Raises UserError with file and line for what is malformed, and for a study that comes twice.
+    """
+    rows: list[Row] = []
+    lines: dict[str, int] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"gold file {path}: {error.strerror}; expected JSON lines") from None
-    for number, line in enumerate(lines, 1):
+        raise UserError(f"gold file {path}: {error.strerror}; expected JSON Lines") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"gold file {path} is not text in UTF-8: {error}") from None
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            triples(row["chains"])
-            row["uid"] = str(row["uid"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            row = _gold_row(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{path}:{number}: not a gold record: {what}") from None
+        key = _bare(row["uid"])
+        if key in lines:
             raise UserError(
-                f"{path}:{number}: not a gold record with uid and chains: {error!r}"
-            ) from None
-        row.setdefault("unmapped", [])
+                f"{path}:{number}: study {row['uid']!r} stands in line {lines[key]} already"
+            )
+        lines[key] = number
         rows.append(row)
     if not rows:
         raise UserError(f"gold file {path} holds no record")
@@ -195,7 +190,7 @@ def read_gold(path: Path) -> list[Row]:
 
 
 def score_chains(gold_path: Path, dataset: Path) -> ChainScores:
-    """Score a dataset folder against a gold file; studies are joined by id ("74", "CXR74" and "s74" are one study).
+    """Score a dataset folder against a gold file; "74", "CXR74" and "s74" are one study.
 
     Only the sections that the gold record gives a text for are compared.
     """
@@ -206,13 +201,17 @@ def score_chains(gold_path: Path, dataset: Path) -> ChainScores:
     columns = ["study_id", "sections", "chains", "unmapped"]
     for row in read_studies(dataset, columns=columns):
         key = _bare(row["study_id"])
-        if key in gold:
-            annotated = {name for name, text in gold[key].items() if isinstance(text, str)} - {
-                "uid"
-            }
-            for column in ("chains", "unmapped"):
-                row[column] = [m for m in row[column] if m["section"] in annotated]
-            found[key] = row
+        if key not in gold:
+            continue
+        if key in found:
+            raise UserError(
+                f"{dataset}: studies {found[key]['study_id']!r} and {row['study_id']!r} both are "
+                f"{gold[key]['uid']!r} of {gold_path}; expected one"
+            )
+        annotated = _annotated(gold[key])
+        for column in ("chains", "unmapped"):
+            row[column] = [m for m in row[column] if m["section"] in annotated]
+        found[key] = row
     if not found:
         raise UserError(
             f"no study of {dataset} is in {gold_path}; gold ids begin {next(iter(gold))!r}"
@@ -221,21 +220,64 @@ def score_chains(gold_path: Path, dataset: Path) -> ChainScores:
     return score(((gold[k]["uid"], gold[k], row) for k, row in found.items()), missing=missing)
 
 
+def most_common(scores: ChainScores, count: int = 20) -> list[tuple[tuple[str, Triple], int]]:
+    """Return the differences that occur most often."""
+    return Counter((kind, triple) for _, kind, triple in scores.differences).most_common(count)
+
+
+def _gold_row(row: Any) -> Row:
+    """Check one record; what is not scored (offsets, basis) may be absent."""
+    if not isinstance(row, dict):
+        raise TypeError(f"expected an object, got {row!r}")
+    gold: Row = {"unmapped": [], **row, "uid": str(row["uid"])}
+    if not _annotated(gold):
+        raise ValueError("expected the text of a section, such as findings")
+    for chain in gold["chains"]:
+        _check(chain["disease"], LABELS, "disease")
+    for mention in [*gold["chains"], *gold["unmapped"]]:
+        _check(mention["assertion"], ASSERTIONS, "assertion")
+        if not isinstance(mention["regions"], list) or not mention["regions"]:
+            raise ValueError(f"expected a list of regions, got {mention['regions']!r}")
+        for region in mention["regions"]:
+            _check(region, REGIONS, "region")
+    return gold
+
+
+def _check(name: str, known: tuple[str, ...], what: str) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}; expected one of {', '.join(known)}")
+
+
+def _annotated(row: Row) -> set[str]:
+    return {name for name, text in row.items() if isinstance(text, str)} - {"uid"}
+
+
 def _bare(study_id: str) -> str:
     return re.sub(r"^(?:CXR|s)(?=\d)", "", study_id)
 
 
-def _regions(found: set[Triple]) -> dict[tuple[str, str], frozenset[str]]:
-    regions: dict[tuple[str, str], set[str]] = {}
-    for disease, assertion, region in found:
-        regions.setdefault((disease, assertion), set()).add(region)
-    return {pair: frozenset(names) for pair, names in regions.items()}
+def _regions(found: Iterable[Placed]) -> dict[tuple[str, str, str], set[str]]:
+    regions: dict[tuple[str, str, str], set[str]] = {}
+    for *pair, region in found:
+        regions.setdefault((pair[0], pair[1], pair[2]), set()).add(region)
+    return regions
+
+
+def _places(unmapped: Iterable[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    return {(finding["assertion"], region) for finding in unmapped for region in finding["regions"]}
+
+
+def _exact_offsets(row: Row) -> Iterator[bool]:
+    texts = {section["name"]: section["text"] for section in row["sections"]}
+    for mention in [*row["chains"], *row["unmapped"]]:
+        said = texts.get(mention["section"], "")[mention["start"] : mention["end"]]
+        yield said == mention["finding"]
+
+
+def _by_report(difference: tuple[str, Placed]) -> tuple[str, str, Placed]:
+    kind, triple = difference
+    return triple[0], kind, triple
 
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
-
-
-def most_common(scores: ChainScores, count: int = 20) -> list[tuple[tuple[str, Triple], int]]:
-    """Return the differences that occur most often."""
-    return Counter((kind, triple) for _, kind, triple in scores.differences).most_common(count)
