@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cot_builder.dataset import json_lines
 from cot_builder.decompose import Decomposer
 from cot_builder.decompose.lexicon import compile_lexicon
+from cot_builder.errors import UserError
 from cot_builder.records import Chain, Decomposition, Row, Section, Unmapped
 from knowledge_banks import Banks
 
+# The table of each bank that `banks show` lists.
+_ENTRIES: Final = (
+    ("diseases", "disease"),
+    ("devices", "device"),
+    ("signs", "sign"),
+    ("unmapped", "finding"),
+    ("structures", "structure"),
+    ("states", "state"),
+    ("regions", "region"),
+    ("cues", "cue"),
+    ("attributes", "severity"),
+    ("attributes", "temporal"),
+    ("headings", "section"),
+)
+
 
 class Change(NamedTuple):
-    """One mention of one study that the two banks read differently; None where a bank gives nothing."""
+    """One mention that two banks read differently; None where a bank gives nothing."""
 
     study_id: str
     section: str
@@ -75,30 +93,30 @@ def changes_table(changes: list[Change], *, limit: int = 50) -> RenderableType:
     return Group(table, Text(f"{len(changes)} changed chains in {studies} studies{shown}"))
 
 
+def write_changes(path: Path, changes: Iterable[Change]) -> None:
+    """Write every change as a line of JSON: study_id, section, start, before, after."""
+    try:
+        path.write_bytes(json_lines(change._asdict() for change in changes))
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror}") from None
+
+
 def banks_table(banks: Banks) -> RenderableType:
-    """Return the content of banks in figures: entries and written-out phrases of each."""
-    table = Table(
-        "bank",
-        "version",
-        "entries",
-        "what it holds",
-        title=f"banks {banks.version} ({banks.sha256[:12]}) of {banks.folder}",
-    )
-    entries: list[tuple[str, int, str]] = [
-        ("diseases", len(banks.diseases["disease"]), ", ".join(d["name"] for d in banks.diseases["disease"])),
-        ("devices", len(banks.devices["device"]), _ids(banks.devices["device"])),
-        ("signs", len(banks.signs["sign"]), ", ".join(f"{s['id']} → {s['disease']}" for s in banks.signs["sign"])),
-        ("unmapped", len(banks.unmapped["finding"]), _ids(banks.unmapped["finding"])),
-        ("structures", len(banks.structures["structure"]), _ids(banks.structures["structure"])),
-        ("states", len(banks.states["state"]), ", ".join(banks.states["state"])),
-        ("regions", len(banks.regions["region"]), ", ".join(r["name"] for r in banks.regions["region"])),
-        ("cues", len(banks.cues["cue"]), ", ".join(f"{c['id']} ({c['means']})" for c in banks.cues["cue"])),
-    ]  # fmt: skip
-    for name, count, content in entries:
-        table.add_row(name, getattr(banks, name)["version"], str(count), content)
+    """Return the content of banks in figures and names."""
+    table = Table("bank", "version", "entries", "what it holds")
+    table.title = f"banks {banks.version} ({banks.sha256[:12]}) of {banks.folder}"
+    for bank, key in _ENTRIES:
+        held = getattr(banks, bank)
+        names = [_entry(row) for row in held[key]]
+        table.add_row(bank, held["version"], str(len(names)), ", ".join(names))
     phrases = len(compile_lexicon(banks).terms)
     return Group(table, Text(f"{phrases:,} phrases written out"))
 
 
-def _ids(rows: list[dict[str, Any]]) -> str:
-    return ", ".join(row["id"] for row in rows)
+def _entry(row: str | dict[str, Any]) -> str:
+    """Name an entry, and what it leads to: a sign's disease, what a cue means."""
+    if isinstance(row, str):
+        return row
+    name: str = row.get("id") or row["name"]
+    leads = row.get("disease") or (row.get("reach") and row["means"])
+    return f"{name} → {leads}" if leads else name

@@ -383,21 +383,31 @@ def diff_banks(
             show_default=False,
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSONL", help="Also write every changed chain here.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Show which chains of a dataset change from one bank folder to another.
 
     For example:
 
     - `cot-builder banks diff out/mimic --banks my_banks`
+    - `cot-builder banks diff out/mimic --old banks_1 --banks banks_2 --out changes.jsonl`
     """
-    from cot_builder.bank_changes import changed_chains, changes_table
+    from cot_builder.bank_changes import changed_chains, changes_table, write_changes
     from cot_builder.dataset import read_manifest, read_studies
     from knowledge_banks import load_banks
 
     sections = read_manifest(dataset)["options"]["sections"]
     studies = read_studies(dataset, columns=["study_id", "sections"])
-    changes = changed_chains(studies, load_banks(old), load_banks(banks), sections=sections)
-    Console().print(changes_table(list(changes)))
+    found = changed_chains(studies, load_banks(old), load_banks(banks), sections=sections)
+    changes = list(found)
+    Console().print(changes_table(changes))
+    if out:
+        write_changes(out, changes)
 
 
 def _names(listed: str) -> tuple[str, ...]:
