@@ -364,8 +364,10 @@ def _read_concepts(file: Path) -> Iterator[Row]:
             try:
                 row = json.loads(line)
                 names = [row["canonical_name"], *row["aliases"]]
-                fits = isinstance(row["concept_id"], str) and all(
-                    isinstance(name, str) and name.strip() for name in names
+                fits = (
+                    isinstance(row["concept_id"], str)
+                    and isinstance(row["aliases"], list)
+                    and all(isinstance(name, str) and name.strip() for name in names)
                 )
             except (ValueError, KeyError, TypeError):
                 fits = False
