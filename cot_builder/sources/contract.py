@@ -27,7 +27,9 @@ class SourceOptions:
     """Where a release lies and how to read it; a source ignores the options that are not its own.
 
     `root` is the release's folder (for `table`: the file). `splits` (iu_xray) is a JSON file of ids
-    by split. The `*_column` names are for `table`.
+    by split. The `*_column` names are for `table`. For box sources, `columns` pairs our names of
+    columns with the release's, `boxes` is told its `box_columns` and `box_format`, and
+    `mimic_root` is where MIMIC-CXR-JPG lies for those that annotate it.
     """
 
     banks: Banks
@@ -43,6 +45,10 @@ class SourceOptions:
     subject_column: str | None = None
     split_column: str | None = None
     image_column: str | None = None
+    mimic_root: Path | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    box_columns: tuple[str, ...] = ()
+    box_format: Literal["xyxy", "xywh"] | None = None
 
     def described(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, for the manifest.
@@ -59,11 +65,29 @@ class SourceOptions:
         }
 
 
+class Mark(NamedTuple):
+    """A phrase on an image as one row of a release says it, with its box if it has one.
+
+    `box` is xyxy in the image's pixels, unchecked; `category` is the release's own class. `place`
+    is the row (`name.csv:line`); `reader` keeps the phrases of two readings of an image apart.
+    """
+
+    place: str
+    image_id: str
+    phrase: str
+    box: tuple[float, float, float, float] | None
+    category: str = ""
+    kind: str = "manual"
+    certainty: float | None = None
+    reader: str = ""
+
+
 class Task(NamedTuple):
     """One study to load; `file` is its report below the root (a table: `name.csv:line`).
 
     `texts` holds the raw sections where the plan had to read them; a section named "" is a whole
-    report. `have_images`: the release has image files, so that a missing one is a reject.
+    report. `marks` are a box source's phrases. `have_images`: the release has image files, so that
+    a missing one is a reject.
     """
 
     study_id: str
@@ -73,6 +97,7 @@ class Task(NamedTuple):
     images: tuple[Image, ...] = ()
     texts: tuple[Section, ...] = ()
     have_images: bool = True
+    marks: tuple[Mark, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -95,7 +120,10 @@ class Loaded(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A kind of release. `load` is a pure function of the files, run in worker processes."""
+    """A kind of release. `load` is a pure function of the files, run in worker processes.
+
+    `sections` are those that a build decomposes unless it is told others.
+    """
 
     name: str
     plan: Callable[[SourceOptions], Plan]
@@ -103,6 +131,7 @@ class Source(NamedTuple):
     credentialed: bool
     licence: str
     citation: str
+    sections: tuple[str, ...] = ("findings", "impression")
 
 
 def in_order(tasks: Iterable[Task], limit: int | None) -> list[Task]:

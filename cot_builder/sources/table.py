@@ -60,7 +60,7 @@ def plan(options: SourceOptions) -> Plan:
     columns = list(dict.fromkeys([*chosen.values(), *filter(None, others)]))
     rejects = Rejects(NAME)
     tasks: dict[str, Task] = {}
-    for line, row in _rows(root, columns, rejects):
+    for line, row in read_rows(root, columns, rejects):
         file = f"{root.name}:{line}"
         study_id = (
             _text(row.get(options.id_column or "")) if options.id_column else f"row-{line:07}"
@@ -137,25 +137,38 @@ def _text(value: Any) -> str:
 # -- the forms of a table
 
 
-def _rows(path: Path, columns: Sequence[str], rejects: Rejects) -> Iterator[tuple[int, Row]]:
-    """Yield each row with its line (Parquet: its number from 1)."""
+def read_rows(
+    path: Path, columns: Sequence[str], rejects: Rejects, *, optional: Sequence[str] = ()
+) -> Iterator[tuple[int, Row]]:
+    """Yield the chosen columns of each row, with its line (Parquet: its number from 1).
+
+    An optional column that the table lacks is None or "". Raises UserError for a missing column,
+    naming those there are.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = (
         suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
     )
     if kind in _DELIMITERS:
         delimiter = _DELIMITERS[kind]
-        for line, values in read_table(path, columns, rejects, name=path.name, delimiter=delimiter):
-            yield line, dict(zip(columns, values, strict=True))
+        for line, values in read_table(
+            path, columns, rejects, name=path.name, optional=optional, delimiter=delimiter
+        ):
+            yield line, dict(zip((*columns, *optional), values, strict=True))
     elif kind in (".jsonl", ".ndjson"):
-        yield from _json_rows(path, columns, rejects)
+        yield from _json_rows(path, columns, rejects, optional)
     elif kind == ".parquet":
-        yield from _parquet_rows(path, columns)
+        yield from _parquet_rows(path, columns, optional)
     else:
-        raise UserError(f"--root {path}: unknown kind of table {kind!r}; expected {HOLDS}")
+        raise UserError(
+            f"{path}: unknown kind of table {kind!r}; expected .csv, .tsv or .jsonl, these with "
+            ".gz, or .parquet"
+        )
 
 
-def _json_rows(path: Path, columns: Sequence[str], rejects: Rejects) -> Iterator[tuple[int, Row]]:
+def _json_rows(
+    path: Path, columns: Sequence[str], rejects: Rejects, optional: Sequence[str]
+) -> Iterator[tuple[int, Row]]:
     """Yield the objects of a file of JSON lines; a column is missing when no line has it."""
     seen: dict[str, None] = {}
     for line, text in open_lines(path, rejects, name=path.name):
@@ -170,18 +183,22 @@ def _json_rows(path: Path, columns: Sequence[str], rejects: Rejects) -> Iterator
             rejects.add(f"{path.name}:{line}", "malformed_row", "expected a JSON object")
             continue
         seen.update(dict.fromkeys(row))
-        yield line, {column: row.get(column) for column in columns}
+        yield line, {column: row.get(column) for column in (*columns, *optional)}
     _need_columns(path, columns, list(seen))
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[int, Row]]:
     import polars as pl
 
     try:
         table = pl.scan_parquet(path)
-        _need_columns(path, columns, table.collect_schema().names())
+        names = table.collect_schema().names()
+        _need_columns(path, columns, names)
+        chosen = [*columns, *(column for column in optional if column in names)]
         number = 0
-        while not (part := table.select(columns).slice(number, _ROWS_AT_ONCE).collect()).is_empty():
+        while not (part := table.select(chosen).slice(number, _ROWS_AT_ONCE).collect()).is_empty():
             for row in part.iter_rows(named=True):
                 number += 1
                 yield number, row
