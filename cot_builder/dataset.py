@@ -44,6 +44,7 @@ _BOX: Final = pa.struct(
         ("width", _INT),
         ("height", _INT),
         ("source", _TEXT),
+        ("kind", _TEXT),
         ("certainty", pa.float64()),
     ]
 )

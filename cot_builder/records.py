@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
+from cot_builder.boxes import Box
 from cot_builder.vocabulary import ASSERTIONS, LABEL_VALUES, LABELS, REGIONS
 
 Assertion = Literal["positive", "negative", "uncertain"]
@@ -35,9 +36,22 @@ class Image(NamedTuple):
     height: int | None = None
 
 
+class Grounded(NamedTuple):
+    """A phrase of a section, `text[start:end]`, with its boxes, as a release gives them.
+
+    `label` is the release's own name for it, if it has one, as one of the 14.
+    """
+
+    section: str
+    start: int
+    end: int
+    label: str | None
+    boxes: tuple[Box, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One study as its release gives it: sections of text and images.
+    """One study as its release gives it: sections of text, images, and phrases with boxes.
 
     `file` is the path of the report below the release root (for a table: `name.csv:row`).
     """
@@ -49,6 +63,7 @@ class Report:
     sections: tuple[Section, ...]
     images: tuple[Image, ...] = ()
     file: str = ""
+    grounded: tuple[Grounded, ...] = ()
 
     def section(self, name: str) -> str:
         """Return the text of one section, or the empty string when the report has none."""
@@ -85,7 +100,7 @@ class Chain:
     concepts: tuple[str, ...] = ()
     severity: str | None = None
     temporal: str | None = None
-    boxes: tuple[Row, ...] = ()
+    boxes: tuple[Box, ...] = ()
     rule: str = ""
 
     def __post_init__(self) -> None:
@@ -112,7 +127,7 @@ class Chain:
             "regions": list(self.regions),
             "severity": self.severity,
             "temporal": self.temporal,
-            "boxes": list(self.boxes),
+            "boxes": [box.to_row() for box in self.boxes],
             "rule": self.rule,
         }
 
@@ -124,7 +139,7 @@ class Chain:
                 **row,
                 "concepts": tuple(row["concepts"]),
                 "regions": tuple(row["regions"]),
-                "boxes": tuple(row["boxes"]),
+                "boxes": tuple(map(Box.from_row, row["boxes"])),
             }
         )
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cot_builder.boxes import Box
 from cot_builder.records import Chain, Rejected, Report, Section, Unmapped, in_bank_order
 from cot_builder.vocabulary import ASSERTIONS, LABELS, REGIONS
 
@@ -94,6 +95,11 @@ def mentions(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+BOXES: Final = st.builds(
+    lambda corner, end: Box(*corner, *end, 200, 200, "image", "source", "manual"),
+    st.tuples(st.floats(0, 99), st.floats(0, 99)),
+    st.tuples(st.floats(100, 200), st.floats(100, 200)),
+)
 CHAINS: Final = st.builds(
     lambda mention, rest: Chain(**mention, **rest),
     mentions(),
@@ -104,9 +110,7 @@ CHAINS: Final = st.builds(
             "concepts": st.lists(TEXT, max_size=3).map(tuple),
             "severity": st.none() | TEXT,
             "temporal": st.none() | TEXT,
-            "boxes": st.lists(st.fixed_dictionaries({"x1": st.floats(0, 1)}), max_size=2).map(
-                tuple
-            ),
+            "boxes": st.lists(BOXES, max_size=2).map(tuple),
         }
     ),
 )
