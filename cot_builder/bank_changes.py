@@ -29,6 +29,7 @@ _ENTRIES: Final = (
     ("cues", "cue"),
     ("attributes", "severity"),
     ("attributes", "temporal"),
+    ("releases", "category"),
     ("headings", "section"),
 )
 

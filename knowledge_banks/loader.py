@@ -42,6 +42,7 @@ class Banks(NamedTuple):
     regions: Table
     cues: Table
     attributes: Table
+    releases: Table
 
 
 # Entries that the code asks for by name.

@@ -101,6 +101,7 @@ SHAPES: Final[dict[str, dict[str, Shape]]] = {
         "silent": {"phrases": PHRASES},
         "body_parts": {"outside": WORDS, "chest": WORDS, "terms": PHRASES},
     },
+    "releases": {"version": TEXT, "category": {"*": Leaf(str, "label, or empty")}},
     # What a heading may be, cot_builder.sections checks when it compiles them.
     "headings": {
         "version": TEXT,
@@ -114,6 +115,7 @@ SHAPES: Final[dict[str, dict[str, Shape]]] = {
 # The names that never change; sites, states and signs are what the banks themselves define.
 NAMES: Final[dict[str, Collection[str]]] = {
     "label": LABELS,
+    "label, or empty": ("", *LABELS),
     "region": REGIONS,
     "region, or empty": ("", *REGIONS),
     "assertion": ASSERTIONS,
