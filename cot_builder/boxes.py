@@ -239,17 +239,92 @@ def scaled(size: Size, scale: float) -> Size:
 
 # -- the frames
 
-Frame = Callable[[Size, Pixels], Size]
+
+class Frame(NamedTuple):
+    """A frame for boxes, one of `FRAMES`, and how the model that reads it sees images.
+
+    `scale` tells how far images are reduced before the processor gets them. The frame belongs to
+    the dataset's manifest and to every checkpoint: `check_frames` holds them together.
+    """
+
+    name: str = "norm1000"
+    pixels: Pixels = Pixels()
+    scale: float = 1.0
+
+    def extent(self, size: Size) -> Size:
+        """Return what a whole image of `size` measures in this frame.
+
+        UserError for an unknown frame, and for `quarter_pixels` where the quarter image would be
+        resized again.
+        """
+        if self.name not in FRAMES:
+            raise UserError(f"unknown frame {self.name!r}; the frames are {', '.join(FRAMES)}")
+        return FRAMES[self.name](size, self)
+
+    def into(self, xyxy: XYXY, size: Size) -> XYXY:
+        """Convert a box from the pixels of an image of `size` into this frame.
+
+        >>> Frame("norm1000").into((512, 0, 1024, 512), Size(1024, 1024))
+        (500.0, 0.0, 1000.0, 500.0)
+        """
+        return rescaled(xyxy, size, self.extent(size))
+
+    def back(self, xyxy: XYXY, size: Size) -> XYXY:
+        """Convert a box of this frame into the pixels of an image of `size`."""
+        return rescaled(xyxy, self.extent(size), size)
+
+    def integers(self, xyxy: XYXY, size: Size) -> tuple[int, int, int, int]:
+        """Convert a box into this frame's whole numbers, as a model writes them.
+
+        Each number is the nearest one; a box thinner than one unit is widened to one. So a box of
+        w x h units comes back with an IoU of at least (1 - 1/w)(1 - 1/h), and whole numbers of the
+        frame come back as they were.
+
+        >>> Frame("norm1000").integers((300.2, 0, 300.4, 1024), Size(1024, 1024))
+        (293, 0, 294, 1000)
+        """
+        extent = self.extent(size)
+        x1, y1, x2, y2 = rescaled(xyxy, size, extent)
+        left, right = _whole_numbers(x1, x2, round(extent.width))
+        top, bottom = _whole_numbers(y1, y2, round(extent.height))
+        return left, top, right, bottom
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the frame as the manifest and checkpoints keep it."""
+        return {"name": self.name, **self.pixels._asdict(), "scale": self.scale}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Frame:
+        """Read a frame back; UserError when the row is none."""
+        try:
+            return cls(row["name"], Pixels(*(row[name] for name in Pixels._fields)), row["scale"])
+        except (KeyError, TypeError):
+            keys = ", ".join(Frame().to_row())
+            raise UserError(f"{row!r} is no frame: expected {keys}; build again") from None
 
 
-def _quarter_pixels(size: Size, pixels: Pixels) -> Size:
+def rescaled(xyxy: XYXY, old: Size, new: Size) -> XYXY:
+    """Convert a box from an image that measures `old` to the same image measuring `new`."""
+    x, y = new.width / old.width, new.height / old.height
+    return xyxy[0] * x, xyxy[1] * y, xyxy[2] * x, xyxy[3] * y
+
+
+def _whole_numbers(low: float, high: float, most: int) -> tuple[int, int]:
+    first, last = round(low), min(round(high), most)
+    if first < last:
+        return first, last
+    first = min(math.floor(low), most - 1)
+    return first, first + 1
+
+
+def _quarter_pixels(size: Size, frame: Frame) -> Size:
     quarter = scaled(size, QUARTER)
-    if pixels.cut(quarter):
-        seen = pixels.seen(quarter)
+    if frame.pixels.cut(quarter):
+        seen = frame.pixels.seen(quarter)
         raise UserError(
             f"frame quarter_pixels: the quarter of {size.width:.0f} x {size.height:.0f} is "
             f"{quarter.width:.0f} x {quarter.height:.0f} pixels, and max_pixels "
-            f"{pixels.max_pixels} would resize it again, to {seen.width:.0f} x "
+            f"{frame.pixels.max_pixels} would resize it again, to {seen.width:.0f} x "
             f"{seen.height:.0f}: the model would not see the pixels that its boxes count. Raise "
             "--max-pixels, or use --frame norm1000, which no resizing changes"
         )
@@ -257,57 +332,35 @@ def _quarter_pixels(size: Size, pixels: Pixels) -> Size:
 
 
 # To add one: name it here with what a whole image of `size` measures in it.
-FRAMES: Final[dict[str, Frame]] = {
-    "norm1000": lambda size, pixels: Size(1000, 1000),  # Qwen2-VL, Qwen3-VL
-    "model_pixels": lambda size, pixels: pixels.seen(size),  # Qwen2.5-VL
+FRAMES: Final[dict[str, Callable[[Size, Frame], Size]]] = {
+    "norm1000": lambda size, frame: Size(1000, 1000),  # Qwen2-VL, Qwen3-VL
+    "model_pixels": lambda size, frame: frame.pixels.seen(scaled(size, frame.scale)),  # Qwen2.5-VL
     "quarter_pixels": _quarter_pixels,  # the paper's words, read to the letter
-    "percent": lambda size, pixels: Size(100, 100),  # Label Studio
+    "percent": lambda size, frame: Size(100, 100),  # Label Studio
 }
 
 
-def get_frame(name: str) -> Frame:
-    """Return a frame by its name; an unknown one is a UserError that lists the known names."""
-    if name not in FRAMES:
-        raise UserError(f"unknown frame {name!r}; the frames are {', '.join(FRAMES)}")
-    return FRAMES[name]
+def check_frames(
+    *, data: Frame, processor: Pixels | None = None, checkpoint: Frame | None = None
+) -> None:
+    """Raise UserError where dataset, processor and checkpoint do not see the same pixels.
 
-
-def to_frame(xyxy: XYXY, size: Size, frame: str, pixels: Pixels = Pixels()) -> XYXY:  # noqa: B008
-    """Convert a box from the pixels of an image of `size` into a frame.
-
-    >>> to_frame((512, 0, 1024, 512), Size(1024, 1024), "norm1000")
-    (500.0, 0.0, 1000.0, 500.0)
+    The message names every value that differs, who says which, and the remedy.
     """
-    return _rescaled(xyxy, size, get_frame(frame)(size, pixels))
-
-
-def from_frame(xyxy: XYXY, size: Size, frame: str, pixels: Pixels = Pixels()) -> XYXY:  # noqa: B008
-    """Convert a box of a frame back into the pixels of an image of `size`."""
-    return _rescaled(xyxy, get_frame(frame)(size, pixels), size)
-
-
-def _rescaled(xyxy: XYXY, old: Size, new: Size) -> XYXY:
-    x, y = new.width / old.width, new.height / old.height
-    return xyxy[0] * x, xyxy[1] * y, xyxy[2] * x, xyxy[3] * y
-
-
-def to_integers(
-    xyxy: XYXY, size: Size, frame: str, pixels: Pixels = Pixels()  # noqa: B008
-) -> tuple[int, int, int, int]:  # fmt: skip
-    """Convert a box into a frame's whole numbers, as a model writes them.
-
-    Each number is the nearest one, within the image; a box thinner than one unit is widened to it.
-    """
-    whole = get_frame(frame)(size, pixels)
-    x1, y1, x2, y2 = _rescaled(xyxy, size, whole)
-    left, right = _whole_numbers(x1, x2, round(whole.width))
-    top, bottom = _whole_numbers(y1, y2, round(whole.height))
-    return left, top, right, bottom
-
-
-def _whole_numbers(low: float, high: float, most: int) -> tuple[int, int]:
-    first, last = min(round(low), most), min(round(high), most)
-    if first < last:
-        return first, last
-    first = min(math.floor(low), most - 1)
-    return first, first + 1
+    ours = data.to_row()
+    others = {
+        "the processor": processor._asdict() if processor else {},
+        "the checkpoint": checkpoint.to_row() if checkpoint else {},
+    }
+    differing = [
+        f"{key}: the dataset says {ours[key]}, {who} {value}"
+        for who, row in others.items()
+        for key, value in row.items()
+        if value != ours[key]
+    ]
+    if differing:
+        raise UserError(
+            f"boxes would be read in another frame: {'; '.join(differing)}. Load the processor "
+            "with the dataset's min_pixels and max_pixels, or build the dataset again with the "
+            "--frame, --min-pixels and --max-pixels of the processor or checkpoint"
+        )
