@@ -20,6 +20,8 @@ _BREAK: Final = re.compile(
     r"|\n+"
     r"|\s(?=\(?\d{1,2}\)\s+[A-Z_])"
 )
+# Characters; the longest of 2,900 sentences in real reports has 198.
+LONGEST: Final = 2_000
 _SPACE: Final = re.compile(r"\s*")
 _LIST_NUMBER: Final = re.compile(r"(?:\(?\d{1,2}[.)](?!\d)|[-*•]|#\d{1,2}\b[.):]?)\s*")
 
@@ -31,13 +33,23 @@ def split_sentences(section: Section) -> Iterator[Sentence]:
     ['Nodule of 4.5 cm.', 'Lungs are clear.', 'No edema']
     """
     text, index = section.text, 0
-    for start, end in _spans(text):
+    for start, end in (piece for span in _spans(text) for piece in _pieces(text, *span)):
         if number := _LIST_NUMBER.match(text, start, end):
             start = number.end()
         sentence = text[start:end].rstrip()
         if any(map(str.isalnum, sentence)):
             yield Sentence(section.name, index, start, start + len(sentence), sentence)
             index += 1
+
+
+def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut a damaged, endless sentence at white space: the decomposer's time is quadratic in one."""
+    while end - start > LONGEST:
+        cut = text.rfind(" ", start + 1, start + LONGEST)
+        cut = cut if cut > start else start + LONGEST
+        yield start, cut
+        start = _after_space(text, cut)
+    yield start, end
 
 
 def split_sections_of(text: str) -> list[Sentence]:
