@@ -20,6 +20,7 @@ from cot_builder import __version__
 from cot_builder.errors import UserError
 
 if TYPE_CHECKING:
+    from cot_builder.boxes import Pixels
     from cot_builder.pipeline import Manifest, Progress
 
 INTERRUPTED = 130
@@ -56,11 +57,32 @@ app = typer.Typer(
 banks_app = typer.Typer(help="Look at the knowledge banks.", no_args_is_help=True)
 app.add_typer(banks_app, name="banks")
 
-IU, TABLE = "For --source iu_xray", "For --source table"
+IU, TABLE, BOXES = "For --source iu_xray", "For --source table", "Boxes and the model's processor"
 # Each option names itself; what they share stands here once.
 Column = Annotated[
     str | None, typer.Option(metavar="NAME", show_default=False, rich_help_panel=TABLE)
 ]
+MinPixels = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=BOXES, show_default=False,
+        help="The processor enlarges images below this area; 3136 unless given.",
+    ),
+]  # fmt: skip
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=BOXES, show_default=False,
+        help="The processor reduces images above this area; 12845056 unless given.",
+    ),
+]  # fmt: skip
+Factor = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=BOXES, show_default=False,
+        help="The processor makes sides multiples of this: 28 unless given; Qwen3-VL has 32.",
+    ),
+]  # fmt: skip
 BankFolder = Annotated[
     Path | None,
     typer.Option(
@@ -105,8 +127,14 @@ def build(
         ),
     ] = None,
     sections: Annotated[
-        str, typer.Option(metavar="NAMES", help="Sections to decompose, by their canonical names.")
-    ] = "findings,impression",
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Sections to decompose, by their canonical names; the default is the source's own "
+            "(reports: findings,impression; boxes: phrases).",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Only the first N studies.", show_default=False),
@@ -144,6 +172,18 @@ def build(
             rich_help_panel=IU,
         ),
     ] = None,
+    frame: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The frame in which a model will write boxes: norm1000, model_pixels, "
+            "quarter_pixels or percent. Recorded; the dataset's own boxes stay in original pixels.",
+            rich_help_panel=BOXES,
+        ),
+    ] = "norm1000",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    factor: Factor = None,
     id_column: Column = None,
     text_column: Column = None,
     findings_column: Column = None,
@@ -164,6 +204,7 @@ def build(
     - `cot-builder build --source mimic --root /data/physionet --out out/mimic --workers 8`
     - `cot-builder build --source table --root reports.csv --text-column report --out out/mine`
     """
+    from cot_builder.boxes import Frame
     from cot_builder.pipeline import BuildOptions
     from cot_builder.pipeline import build as run_build
     from cot_builder.sources import SourceOptions
@@ -187,7 +228,8 @@ def build(
             image_column=image_column,
         ),
         out=out,
-        sections=_names(sections),
+        sections=_names(sections) if sections is not None else (),
+        frame=Frame(frame, _pixels(min_pixels, max_pixels, factor)),
         shard_size=shard_size,
         workers=workers or _cpus(),
         resume=resume,
@@ -415,6 +457,18 @@ def _names(listed: str) -> tuple[str, ...]:
     if not names:
         raise UserError(f"--sections {listed!r} names no section; for example findings,impression")
     return names
+
+
+def _pixels(min_pixels: int | None, max_pixels: int | None, factor: int | None) -> Pixels:
+    from cot_builder.boxes import Pixels
+
+    given = {"factor": factor, "min_pixels": min_pixels, "max_pixels": max_pixels}
+    pixels = Pixels(**{name: number for name, number in given.items() if number is not None})
+    if not pixels.min_pixels <= pixels.max_pixels:
+        raise UserError(
+            f"--min-pixels {pixels.min_pixels} is more than --max-pixels {pixels.max_pixels}"
+        )
+    return pixels
 
 
 def _cpus() -> int:

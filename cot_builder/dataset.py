@@ -8,6 +8,7 @@ A folder without a manifest is not complete. `studies` holds one row a study:
 | `sections` | list of (name, text), every section; all offsets point into these texts |
 | `images` | list of (path, image_id, view, width, height); the path starts at the release's root |
 | `chains`, `unmapped` | mentions, as in `cot_builder.records`; boxes: xyxy, original pixels |
+| `grounded` | phrases that a release gives with boxes: (section, start, end, label, boxes) |
 | `labels` | CheXpert's 14, of stated chains: 1, 0, -1 (uncertain), null (not mentioned) |
 | `provenance` | report file, SHA-256 of the section texts, bank version, counts of sentences |
 """
@@ -78,6 +79,15 @@ _UNMAPPED: Final = pa.struct(
         ("rule", _TEXT),
     ]
 )
+_GROUNDED: Final = pa.struct(
+    [
+        ("section", _TEXT),
+        ("start", _INT),
+        ("end", _INT),
+        ("label", _TEXT),
+        ("boxes", pa.list_(_BOX)),
+    ]
+)
 _SECTION: Final = pa.struct([("name", _TEXT), ("text", _TEXT)])
 _IMAGE: Final = pa.struct(
     [("path", _TEXT), ("image_id", _TEXT), ("view", _TEXT), ("width", _INT), ("height", _INT)]
@@ -102,6 +112,7 @@ SCHEMA: Final = pa.schema(
         ("images", pa.list_(_IMAGE)),
         ("chains", pa.list_(_CHAIN)),
         ("unmapped", pa.list_(_UNMAPPED)),
+        ("grounded", pa.list_(_GROUNDED)),
         ("labels", pa.struct([(label, pa.int8()) for label in LABELS])),
         ("provenance", _PROVENANCE),
     ]
@@ -126,6 +137,7 @@ def study_row(
         "images": [image._asdict() for image in report.images],
         "chains": [chain.to_row() for chain in decomposition.chains],
         "unmapped": [finding.to_row() for finding in decomposition.unmapped],
+        "grounded": [phrase.to_row() for phrase in report.grounded],
         "labels": labels,
         "provenance": {
             "file": report.file,

@@ -17,10 +17,11 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby, islice
 from multiprocessing import active_children, connection, get_context, parent_process
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cot_builder import __version__
+from cot_builder.boxes import KINDS, Frame, Size
 from cot_builder.dataset import (
     MANIFEST,
     REJECTS,
@@ -39,9 +41,10 @@ from cot_builder.dataset import (
     write_whole,
 )
 from cot_builder.decompose import Decomposer
+from cot_builder.decompose.grounded import attach_boxes
 from cot_builder.errors import UserError
 from cot_builder.labels import report_labels
-from cot_builder.records import Rejected, Row
+from cot_builder.records import Rejected, Report, Row
 from cot_builder.sources import Plan, SourceOptions, Task, get_source
 from cot_builder.vocabulary import ASSERTIONS, LABELS
 
@@ -55,12 +58,17 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What to build: a source's name and its options, the sections to decompose, where to."""
+    """What to build: a source's name and its options, the sections to decompose, where to.
+
+    Without `sections`, the source's own. `frame` is recorded only: the dataset's boxes stay in the
+    pixels of the original images.
+    """
 
     source: str
     release: SourceOptions
     out: Path
-    sections: tuple[str, ...] = ("findings", "impression")
+    sections: tuple[str, ...] = ()
+    frame: Frame = field(default_factory=Frame)
     shard_size: int = 4000
     workers: int = 1
     resume: bool = False
@@ -104,6 +112,7 @@ def build(
     cut off. A folder that holds anything is refused unless `resume` or `overwrite` is set.
     """
     source = get_source(options.source)
+    options.frame.extent(Size(1, 1))  # an unknown frame is told before anything is read
     _check_out(options)
     plan = source.plan(options.release)
     identity = _identity(options, plan)
@@ -162,14 +171,19 @@ def _identity(options: BuildOptions, plan: Plan) -> Row:
             "root": _root(options).name if options.release.root else None,
         },
         "options": {
-            "sections": list(options.sections),
+            "sections": list(_sections(options)),
             "shard_size": options.shard_size,
             **options.release.described(),
         },
+        "frame": options.frame.to_row(),
         "seed": options.seed,
         "plan_sha256": _sha256(*(f"{task.split}/{task.study_id}" for task in plan.tasks)),
     }
     return dict(json.loads(json.dumps(identity)))  # as it will be read back, tuples as lists
+
+
+def _sections(options: BuildOptions) -> tuple[str, ...]:
+    return options.sections or get_source(options.source).sections
 
 
 def _root(options: BuildOptions) -> Path:
@@ -297,6 +311,7 @@ class Worker:
     def __init__(self, options: BuildOptions) -> None:
         self.options = options
         self.source = get_source(options.source)
+        self.sections = _sections(options)
         self.decomposer = Decomposer(options.release.banks)
 
     def build_shard(self, job: Job) -> None:
@@ -335,25 +350,40 @@ class Worker:
             chosen = [
                 section
                 for section in report.sections
-                if section.name in self.options.sections and section.text.strip()
+                if section.name in self.sections and section.text.strip()
             ]
             if not chosen:
                 found = ", ".join(section.name for section in report.sections) or "no section"
-                detail = f"looked for {', '.join(self.options.sections)}; found {found}"
+                detail = f"looked for {', '.join(self.sections)}; found {found}"
                 return None, (
                     *rejects,
                     self._reject(task, "no_findings_or_impression", detail),
                 )
+            self._check_frame(report)
             decomposition = self.decomposer.decompose(chosen)
+            if report.grounded:
+                decomposition = attach_boxes(decomposition, report, self.decomposer)
             row = study_row(
                 report,
                 decomposition,
                 report_labels(decomposition.chains),
                 bank_version=self.options.release.banks.version,
             )
+        except UserError:
+            raise
         except Exception as error:  # a defect of ours: this study is set aside, and the run says so
             return None, (self._reject(task, "internal_error", _last_line(error)),)
         return row, rejects
+
+    def _check_frame(self, report: Report) -> None:
+        """Refuse a frame that would not fit the images, which is a mistake in the options."""
+        for image in report.images:
+            try:
+                # A strip of an image that no processor takes is for the doctor to tell.
+                with suppress(ValueError):
+                    self.options.frame.extent(Size(image.width or 1, image.height or 1))
+            except UserError as error:
+                raise UserError(f"study {report.study_id}: {error}") from None
 
     def _reject(self, task: Task, reason: str, detail: str) -> Rejected:
         return Rejected(self.options.source, task.file, reason, detail, task.study_id)
@@ -398,7 +428,18 @@ def _counted(row: Row) -> Counts:
     counts.update(f"unmapped/{finding['assertion']}" for finding in row["unmapped"])
     for name in ("sentences", "bearing", "covered"):
         counts[name] += row["provenance"][name]
+    boxed = [chain for chain in row["chains"] if chain["boxes"]]
+    for phrase in row["grounded"]:
+        counts.update(f"box_kinds/{box['kind']}" for box in phrase["boxes"])
+        holding = [chain["rule"] for chain in boxed if _overlap(chain, phrase)]
+        made = all(rule.startswith("release.") for rule in holding)
+        counts["phrases/" + (("from_label" if made else "read") if holding else "none")] += 1
     return counts
+
+
+def _overlap(chain: Row, phrase: Row) -> bool:
+    same = bool(chain["section"] == phrase["section"])
+    return same and chain["start"] < phrase["end"] and phrase["start"] < chain["end"]
 
 
 def _finish(options: BuildOptions, plan: Plan, jobs: tuple[Job, ...], identity: Row) -> Manifest:
@@ -445,6 +486,7 @@ def _finish(options: BuildOptions, plan: Plan, jobs: tuple[Job, ...], identity: 
         },
         "unmapped": {name: total[f"unmapped/{name}"] for name in ASSERTIONS},
         "coverage": _coverage(total),
+        "boxes": _boxes(total, rejects),
         "rejects": {
             "lines": len(rejects),
             "before_planning": len(plan.rejects),
@@ -467,6 +509,21 @@ def _coverage(total: Mapping[str, int]) -> Row:
         "bearing": bearing,
         "covered": covered,
         "share": covered / bearing if bearing else None,
+    }
+
+
+def _boxes(total: Mapping[str, int], rejects: Iterable[Row]) -> Row:
+    """Count phrases by where their chain comes from, boxes by kind, and boxes not taken."""
+    faults = Counter(row["reason"] for row in rejects if row["reason"].startswith("box_"))
+    return {
+        "phrases": {
+            "chain_read": total["phrases/read"],
+            "chain_from_label": total["phrases/from_label"],
+            "no_chain": total["phrases/none"],
+        },
+        "by_kind": {kind: total[f"box_kinds/{kind}"] for kind in KINDS},
+        "clipped": faults.pop("box_clipped", 0),
+        "rejected": sum(faults.values()),
     }
 
 

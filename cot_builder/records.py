@@ -48,6 +48,15 @@ class Grounded(NamedTuple):
     label: str | None
     boxes: tuple[Box, ...]
 
+    def to_row(self) -> Row:
+        """Return the phrase as a row of the dataset's `grounded` column."""
+        return {**self._asdict(), "boxes": [box.to_row() for box in self.boxes]}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Grounded:
+        """Read a phrase back from a row of the `grounded` column."""
+        return cls(**{**row, "boxes": tuple(map(Box.from_row, row["boxes"]))})
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -98,7 +98,7 @@ def test_one_study_and_some_columns_can_be_read_alone(tmp_path: Path) -> None:
 def test_the_columns_have_the_names_and_the_order_of_the_format() -> None:
     assert SCHEMA.names == [
         *("study_id", "subject_id", "source", "split", "sections", "images"),
-        *("chains", "unmapped", "labels", "provenance"),
+        *("chains", "unmapped", "grounded", "labels", "provenance"),
     ]
     chain = SCHEMA.field("chains").type.value_type
     assert [field.name for field in chain] == list(a_row()["chains"][0])
