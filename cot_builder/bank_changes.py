@@ -29,6 +29,7 @@ _ENTRIES: Final = (
     ("cues", "cue"),
     ("attributes", "severity"),
     ("attributes", "temporal"),
+    ("contradictions", "pair"),
     ("releases", "category"),
     ("headings", "section"),
 )

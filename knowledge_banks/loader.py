@@ -42,6 +42,7 @@ class Banks(NamedTuple):
     regions: Table
     cues: Table
     attributes: Table
+    contradictions: Table
     releases: Table
 
 
@@ -253,6 +254,7 @@ def _known(tables: Mapping[str, Table]) -> dict[str, Collection[str]]:
     return {
         **NAMES,
         "site": [_name(site) for site in tables["regions"]["site"]],
+        "sign": signs,
         "state": list(tables["states"]["state"]),
         "meaning": ["", LABELS[0], *(f"sign {sign}" for sign in signs), *said],
     }

@@ -35,6 +35,11 @@ SITE: Final = Leaf(str, "site")
 LABELLED: Final = Leaf(list, "label")
 PLACES: Final = Leaf(list, "region")
 LIST: Final[dict[str, Shape]] = {"words": PHRASES}
+MENTION: Final[dict[str, Shape]] = {
+    "labels?": LABELLED, "unmapped?": FLAG, "sign?": Leaf(str, "sign"), "basis?": Leaf(list, "basis"),
+    "assertions?": Leaf(list, "assertion"), "finding?": PHRASES, "sentence?": PHRASES,
+    "unless?": PHRASES,
+}  # fmt: skip
 
 # Bank → key → leaf, table, or array of tables. "?" marks an optional key, "*" stands for free keys.
 SHAPES: Final[dict[str, dict[str, Shape]]] = {
@@ -101,6 +106,13 @@ SHAPES: Final[dict[str, dict[str, Shape]]] = {
         "silent": {"phrases": PHRASES},
         "body_parts": {"outside": WORDS, "chest": WORDS, "terms": PHRASES},
     },
+    "contradictions": {
+        "version": TEXT,
+        "pair": [{
+            "id": TEXT, "why": TEXT, "severity": Leaf(str, "severity of a problem"),
+            "same?": Leaf(list, "thing to share"), "one": MENTION, "other": MENTION,
+        }],
+    },
     "releases": {"version": TEXT, "category": {"*": Leaf(str, "label, or empty")}},
     # What a heading may be, cot_builder.sections checks when it compiles them.
     "headings": {
@@ -120,6 +132,9 @@ NAMES: Final[dict[str, Collection[str]]] = {
     "region, or empty": ("", *REGIONS),
     "assertion": ASSERTIONS,
     "side": ("left", "right", "both"),
+    "basis": ("stated", "implied"),
+    "severity of a problem": ("error", "warning"),
+    "thing to share": ("label", "sentence", "region", "place"),
     "reach": ("forward", "backward"),
     "meaning of a cue": (
         "negative", "uncertain", "link", "none", "drop", "emphasis", "end", "mask",
