@@ -5,15 +5,33 @@ from __future__ import annotations
 from typing import Final
 
 from cot_builder.errors import UserError
-from cot_builder.sources import demo, iu_xray, mimic, table
+from cot_builder.sources import (
+    boxes_table,
+    chestx_det,
+    coco,
+    demo,
+    imagenome,
+    iu_xray,
+    latte_cxr,
+    mimic,
+    ms_cxr,
+    nih,
+    reflacx,
+    table,
+    vindr,
+)
 from cot_builder.sources.contract import Loaded, Plan, Source, SourceOptions, Task
 
 __all__ = ["SOURCES", "Loaded", "Plan", "Source", "SourceOptions", "Task", "get_source"]
 
 # To add one: write a module here that defines SOURCE (a `Source`), and name it in this dict.
 SOURCES: Final[dict[str, Source]] = {
-    source.name: source for source in (demo.SOURCE, mimic.SOURCE, iu_xray.SOURCE, table.SOURCE)
-}
+    module.SOURCE.name: module.SOURCE
+    for module in (
+        demo, mimic, iu_xray, table,
+        ms_cxr, latte_cxr, reflacx, imagenome, nih, chestx_det, vindr, coco, boxes_table,
+    )
+}  # fmt: skip
 
 
 def get_source(name: str) -> Source:

@@ -68,15 +68,15 @@ class SourceOptions:
 class Mark(NamedTuple):
     """A phrase on an image as one row of a release says it, with its box if it has one.
 
-    `box` is xyxy in the image's pixels, unchecked; `category` is the release's own class. `place`
-    is the row (`name.csv:line`); `reader` keeps the phrases of two readings of an image apart.
+    `box` is xyxy in the image's pixels, unchecked; `classes` are the release's own. `place` is the
+    row (`name.csv:line`); `reader` keeps the phrases of two readings of an image apart.
     """
 
     place: str
     image_id: str
     phrase: str
     box: tuple[float, float, float, float] | None
-    category: str = ""
+    classes: tuple[str, ...] = ()
     kind: str = "manual"
     certainty: float | None = None
     reader: str = ""

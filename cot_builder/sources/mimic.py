@@ -19,6 +19,8 @@ from cot_builder.sources.reading import (
     Rejects,
     UnusableError,
     decode,
+    find_file,
+    folders_below,
     loaded,
     need_root,
     not_loaded,
@@ -51,6 +53,10 @@ _IMAGE_NAMES: Final = "IMAGE_FILENAMES"
 
 _REPORT_FILE: Final = re.compile(r"files/p\d\d/p(\d+)/s(\d+)\.txt")
 _IMAGE_FILE: Final = re.compile(r".*/s(\d+)/([\w.-]+)\.(?:jpe?g|png|dcm)", re.IGNORECASE)
+# As releases on MIMIC-CXR write it, with or without what stands before `files`.
+_RELEASE_PATH: Final = re.compile(
+    r"(?:.*/)?(files/p\d\d/p(\d+)/s(\d+)/([\w-]+))\.(?:jpg|dcm)", re.ASCII
+)
 _DICOM_ID: Final = re.compile(r"[\w-]+")
 _VERSION: Final = re.compile(r"\d+\.\d+\.\d+")
 
@@ -132,24 +138,64 @@ def load(task: Task, options: SourceOptions) -> Loaded:
         return not_loaded(NAME, task, error)
 
 
+class Official(NamedTuple):
+    """What MIMIC-CXR-JPG has for a release that annotates it.
+
+    `root` is the folder that image paths start from and `below` the way from it to `files`;
+    `splits` is the split of each study ("" where it is unclear), None without a split table.
+    """
+
+    root: Path
+    below: str
+    splits: dict[str, str] | None
+
+    def image(self, path: str) -> tuple[str, str, Image]:
+        """Return subject, study and image of a path of MIMIC-CXR (`files/p10/.../<dicom_id>.dcm`).
+
+        Raises UnusableError for any other path.
+        """
+        match = _RELEASE_PATH.fullmatch(path)
+        if match is None:
+            detail = f"expected files/pNN/pNNNNNNNN/sNNNNNNNN/<dicom_id>.jpg, got {path!r:.200}"
+            raise UnusableError("malformed_row", detail)
+        stem, subject_id, study_id, dicom_id = match.groups()
+        return subject_id, study_id, Image(f"{self.below}{stem}.jpg", dicom_id)
+
+
+def image_root(options: SourceOptions) -> Path:
+    """Return the folder that image paths of a release on MIMIC-CXR start from.
+
+    It is `--mimic-root`, otherwise the root (or the folder of the root's file).
+    """
+    assert options.root
+    return options.mimic_root or (options.root if options.root.is_dir() else options.root.parent)
+
+
+def official(root: Path, rejects: Rejects) -> Official:
+    """Read the official split from MIMIC-CXR-JPG's table, in or below a folder."""
+    if not root.is_dir():
+        raise UserError(
+            f"--mimic-root {root}: no such folder; expected MIMIC-CXR-JPG in or below it"
+        )
+    folders = _folders(root)
+    table = find_file(folders, _SPLIT)
+    images = table.parent if table else next((f for f in folders if "jpg" in f.name), root)
+    splits = None
+    if table:
+        splits = _read_splits(table, rejects, table=table.relative_to(root).as_posix())
+    return Official(root, _below(root, images), splits)
+
+
 # -- the layout
 
 
 def _find_layout(root: Path) -> _Layout:
     if not root.is_dir():
         raise UserError(f"--root {root} is a file; expected {HOLDS}")
-    folders = [root]
-    for pattern in _FOLDERS:
-        folders += sorted((path for path in root.glob(pattern) if path.is_dir()), reverse=True)
+    folders = _folders(root)
 
     def find(pattern: str) -> Path | None:
-        found = (
-            path
-            for folder in folders
-            for suffix in ("", ".gz")
-            for path in sorted(folder.glob(pattern + suffix), reverse=True)
-        )
-        return next(found, None)
+        return find_file(folders, pattern)
 
     study_list = find(_STUDY_LIST)
     first = [study_list.parent] if study_list else []
@@ -175,6 +221,11 @@ def _find_layout(root: Path) -> _Layout:
         split=split,
         image_names=names,
     )
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the root and the folders below it that may be MIMIC's, in a fixed order."""
+    return folders_below(root, _FOLDERS)
 
 
 def _holds_reports(folder: Path) -> bool:
@@ -297,12 +348,13 @@ def _splits(layout: _Layout, rejects: Rejects) -> dict[str, str] | None:
     """Return the split of each study, "" where it was rejected; None without a split table."""
     if not layout.split:
         return None
+    return _read_splits(layout.split, rejects, table=layout.named(layout.split))
+
+
+def _read_splits(path: Path, rejects: Rejects, *, table: str) -> dict[str, str]:
     splits: dict[str, str] = {}
     unknown: set[str] = set()
-    table = layout.named(layout.split)
-    for line, (study_id, value) in read_table(
-        layout.split, ("study_id", "split"), rejects, name=table
-    ):
+    for line, (study_id, value) in read_table(path, ("study_id", "split"), rejects, name=table):
         place = f"{table}:{line}"
         if not _is_id(study_id):
             rejects.add(place, "malformed_row", f"expected an id of digits, got {study_id!r}")

@@ -65,6 +65,25 @@ def stays_inside(path: str) -> bool:
     return not (outside or "\0" in plain)
 
 
+def folders_below(root: Path, patterns: Iterable[str]) -> list[Path]:
+    """Return a folder and those below it that fit a pattern, the last version first."""
+    folders = [root]
+    for pattern in patterns:
+        folders += sorted((path for path in root.glob(pattern) if path.is_dir()), reverse=True)
+    return folders
+
+
+def find_file(folders: Iterable[Path], pattern: str) -> Path | None:
+    """Return the first file of a pattern, plain or .gz, the last version first."""
+    found = (
+        path
+        for folder in folders
+        for suffix in ("", ".gz")
+        for path in sorted(folder.glob(pattern + suffix), reverse=True)
+    )
+    return next(found, None)
+
+
 def read_bytes(path: Path) -> bytes:
     """Read a report file; UnusableError when it is missing, unreadable or too large."""
     try:
