@@ -34,6 +34,13 @@ class IuFormat(StrEnum):
     kaggle = "kaggle"
 
 
+class BoxFormat(StrEnum):
+    """How four numbers make a box: two corners, or a corner and a size."""
+
+    xyxy = "xyxy"
+    xywh = "xywh"
+
+
 class _Commands(TyperGroup):
     """Turns a UserError into its one line and exit status 1."""
 
@@ -57,6 +64,7 @@ app = typer.Typer(
 banks_app = typer.Typer(help="Look at the knowledge banks.", no_args_is_help=True)
 app.add_typer(banks_app, name="banks")
 
+MARKS = "For sources of boxes"
 IU, TABLE, BOXES = "For --source iu_xray", "For --source table", "Boxes and the model's processor"
 # Each option names itself; what they share stands here once.
 Column = Annotated[
@@ -115,7 +123,13 @@ def _main(
 @app.command()
 def build(
     source: Annotated[
-        str, typer.Option(metavar="NAME", help="demo, mimic, iu_xray or table.", show_default=False)
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Reports: demo, mimic, iu_xray, table. Boxes: ms_cxr, latte_cxr, reflacx, "
+            "imagenome, nih, chestx_det, vindr, coco, boxes.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The dataset folder to write.", show_default=False)
@@ -172,6 +186,41 @@ def build(
             rich_help_panel=IU,
         ),
     ] = None,
+    mimic_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where MIMIC-CXR-JPG lies, for its splits and images; image paths start here.",
+            show_default=False,
+            rich_help_panel=MARKS,
+        ),
+    ] = None,
+    columns: Annotated[
+        str,
+        typer.Option(
+            metavar="OURS=THEIRS,...",
+            help="What a release calls its columns, as in statement=text,xmin=x0.",
+            show_default=False,
+            rich_help_panel=MARKS,
+        ),
+    ] = "",
+    box_columns: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="boxes: the four columns of a box, or one that holds a list of four.",
+            show_default=False,
+            rich_help_panel=MARKS,
+        ),
+    ] = "",
+    box_format: Annotated[
+        BoxFormat | None,
+        typer.Option(
+            help="boxes: two corners, or left upper corner, width and height.",
+            show_default=False,
+            rich_help_panel=MARKS,
+        ),
+    ] = None,
     frame: Annotated[
         str,
         typer.Option(
@@ -203,6 +252,9 @@ def build(
     - `cot-builder build --source demo --out out/demo`
     - `cot-builder build --source mimic --root /data/physionet --out out/mimic --workers 8`
     - `cot-builder build --source table --root reports.csv --text-column report --out out/mine`
+    - `cot-builder build --source ms_cxr --root /data/physionet --out out/ms_cxr`
+    - `cot-builder build --source boxes --root boxes.csv --columns image=file,phrase=text
+      --box-columns x,y,w,h --box-format xywh --out out/boxes`
     """
     from cot_builder.boxes import Frame
     from cot_builder.pipeline import BuildOptions
@@ -226,6 +278,10 @@ def build(
             subject_column=subject_column,
             split_column=split_column,
             image_column=image_column,
+            mimic_root=mimic_root,
+            columns=_pairs(columns),
+            box_columns=tuple(name.strip() for name in box_columns.split(",") if name.strip()),
+            box_format=box_format.value if box_format else None,
         ),
         out=out,
         sections=_names(sections) if sections is not None else (),
@@ -457,6 +513,17 @@ def _names(listed: str) -> tuple[str, ...]:
     if not names:
         raise UserError(f"--sections {listed!r} names no section; for example findings,impression")
     return names
+
+
+def _pairs(listed: str) -> tuple[tuple[str, str], ...]:
+    pairs = [pair.partition("=") for pair in listed.split(",") if pair.strip()]
+    for ours, equals, theirs in pairs:
+        if not (ours.strip() and equals and theirs.strip()):
+            raise UserError(
+                f"--columns {listed!r}: expected OURS=THEIRS pairs such as phrase=text, got "
+                f"{ours + equals + theirs!r}"
+            )
+    return tuple((ours.strip(), theirs.strip()) for ours, _, theirs in pairs)
 
 
 def _pixels(min_pixels: int | None, max_pixels: int | None, factor: int | None) -> Pixels:
