@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 from cot_builder.boxes import Box
@@ -244,6 +245,12 @@ def in_bank_order(regions: set[str] | frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(regions, key=_REGION_ORDER.__getitem__))
 
 
+@lru_cache(maxsize=4096)  # there are 4,095 sets of regions; a build checks millions of mentions
+def _are_regions(regions: tuple[str, ...]) -> bool:
+    places = [_REGION_ORDER.get(region, -1) for region in regions]
+    return bool(places) and places == sorted(set(places)) and places[0] >= 0
+
+
 def _check_mention(mention: Chain | Unmapped) -> None:
     size = mention.end - mention.start
     if size != len(mention.finding) or size == 0 or mention.start < 0:
@@ -254,8 +261,7 @@ def _check_mention(mention: Chain | Unmapped) -> None:
         raise ValueError(
             f"unknown assertion {mention.assertion!r}; expected one of {', '.join(ASSERTIONS)}"
         )
-    places = [_REGION_ORDER.get(region, -1) for region in mention.regions]
-    if not places or places != sorted(set(places)) or places[0] < 0:
+    if not _are_regions(mention.regions):
         raise ValueError(
             f"regions {mention.regions!r}: expected one or more, once each, in bank order, of "
             f"{', '.join(REGIONS)}"
