@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from cot_builder.errors import UserError
@@ -22,7 +23,16 @@ from cot_builder.sources import (
 )
 from cot_builder.sources.contract import Loaded, Plan, Source, SourceOptions, Task
 
-__all__ = ["SOURCES", "Loaded", "Plan", "Source", "SourceOptions", "Task", "get_source"]
+__all__ = [
+    "SOURCES",
+    "Loaded",
+    "Plan",
+    "Source",
+    "SourceOptions",
+    "Task",
+    "get_source",
+    "image_root",
+]
 
 # To add one: write a module here that defines SOURCE (a `Source`), and name it in this dict.
 SOURCES: Final[dict[str, Source]] = {
@@ -39,3 +49,8 @@ def get_source(name: str) -> Source:
     if name not in SOURCES:
         raise UserError(f"unknown source {name!r}; the sources are {', '.join(SOURCES)}")
     return SOURCES[name]
+
+
+def image_root(options: SourceOptions) -> Path:
+    """Return the folder that the image paths of any source start from."""
+    return mimic.image_root(options) if options.root else demo.CORPUS

@@ -85,6 +85,12 @@ def xywh_to_xyxy(x: float, y: float, w: float, h: float) -> XYXY:
     return x, y, x + w, y + h
 
 
+def find_image(folder: Path, name: str, below: str = "images") -> str:
+    """Return an image's path from a folder: in it, or in the folder `below` if it lies there."""
+    inside = f"{below}/{name}"
+    return inside if not (folder / name).exists() and (folder / inside).exists() else name
+
+
 # -- rows to tasks
 
 
@@ -184,7 +190,7 @@ def _notes(
                 "`validate`: read as the same; to compare the words would lose all of them"
             )
     elif set(words) - {""}:
-        yield "splits are the release's own, and were not compared with another's"
+        yield "splits are the release's own (on MIMIC-CXR, --mimic-root compares them with its)"
     if not have_images:
         yield "no image files were found: sizes are as the release's tables give them"
     if unmapped:

@@ -16,6 +16,7 @@ from cot_builder.sources.boxed import (
     XYXY,
     Marked,
     column_names,
+    find_image,
     load_marks,
     number,
     pixels,
@@ -39,9 +40,9 @@ Row = dict[str, Any]
 def plan(options: SourceOptions) -> Plan:
     """Read the table; `--columns ours=theirs` names the columns, `--box-columns` the box.
 
-    An image path starts at the table's folder. A row without a `study_id` is of a study named as
-    its image; one without `width` and `height` has the size of the image's file. Raises UserError
-    for a missing column, naming those there are.
+    An image path starts at the table's folder, or at `images` in it. A row without a `study_id` is
+    of a study named as its image; one without `width` and `height` has the size of the image's
+    file. Raises UserError for a missing column, naming those there are.
     """
     path = need_root(options, source=NAME, holds=HOLDS)
     if not path.is_file():
@@ -80,19 +81,20 @@ def _marked(
         said = {ours: row.get(theirs) for ours, theirs in names.items()}
         try:
             box = _read_box([row.get(column) for column in options.box_columns], options)
-            marked = _read_row(said, box, place)
+            marked = _read_row(said, box, path.parent, place)
         except UnusableError as error:
             rejects.add(place, error.reason, error.detail)
             continue
         yield marked
 
 
-def _read_row(row: Row, box: XYXY, place: str) -> Marked:
+def _read_row(row: Row, box: XYXY, folder: Path, place: str) -> Marked:
     said = {name: _text(value) for name, value in row.items()}
     if not (said["image"] and stays_inside(said["image"])):
         detail = f"image: expected a path in the table's folder, got {row['image']!r:.80}"
         raise UnusableError("path_outside_root" if said["image"] else "malformed_row", detail)
     image_id = Path(said["image"]).stem
+    file = find_image(folder, said["image"])
     size = pixels(row["width"], "width"), pixels(row["height"], "height")
     certainty = number(row["certainty"], "certainty") if said["certainty"] else None
     classes = (said["label"],) if said["label"] else ()
@@ -100,7 +102,7 @@ def _read_row(row: Row, box: XYXY, place: str) -> Marked:
         study_id=said["study_id"] or image_id,
         subject_id=said["subject_id"] or None,
         split=said["split"],
-        image=Image(said["image"], image_id, said["view"] or None, *size),
+        image=Image(file, image_id, said["view"] or None, *size),
         mark=Mark(place, image_id, said["phrase"], box, classes, "manual", certainty,
                   said["reader"]),
     )  # fmt: skip

@@ -12,7 +12,14 @@ from typing import Any, Final
 
 from cot_builder.errors import UserError
 from cot_builder.records import Image
-from cot_builder.sources.boxed import SECTION, Marked, load_marks, number, tasks_by_study
+from cot_builder.sources.boxed import (
+    SECTION,
+    Marked,
+    find_image,
+    load_marks,
+    number,
+    tasks_by_study,
+)
 from cot_builder.sources.coco import read_json
 from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
 from cot_builder.sources.reading import Rejects, UnusableError, need_root, stays_inside
@@ -60,9 +67,7 @@ def _marked(entries: list[Any], path: Path, split: str, rejects: Rejects) -> Ite
         if not boxes:
             rejects.add(place, "no_boxes", f"{name} is of no class", image_id)
         seen.add(name)
-        file = name
-        if not (path.parent / name).exists() and (path.parent / split / name).exists():
-            file = f"{split}/{name}"
+        file = find_image(path.parent, name, split)
         image = Image(file, image_id, None, _PIXELS, _PIXELS)
         for category, box in boxes:
             mark = Mark(place, image_id, category, box, (category,))

@@ -16,6 +16,7 @@ from cot_builder.records import Image
 from cot_builder.sources.boxed import (
     SECTION,
     Marked,
+    find_image,
     load_marks,
     number,
     pixels,
@@ -67,14 +68,14 @@ def read_coco(path: Path, rejects: Rejects) -> Iterator[tuple[str, Entry, Entry,
         if not isinstance(annotation, dict):
             rejects.add(place, "malformed_row", f"expected an object, got {annotation!r:.60}")
             continue
-        image = images.get(_key(annotation.get("image_id")))
-        category = categories.get(_key(annotation.get("category_id")))
+        image = images.get(str(annotation.get("image_id")))
+        category = categories.get(str(annotation.get("category_id")))
         box = annotation.get("bbox")
         if image is None:
             detail = f"image_id {annotation.get('image_id')!r} is none of the file's images"
             rejects.add(place, "malformed_row", detail)
             continue
-        seen.add(_key(annotation["image_id"]))
+        seen.add(str(annotation["image_id"]))
         if not (isinstance(box, list) and len(box) == len("xywh")):
             rejects.add(place, "malformed_row", f"bbox: expected [x, y, w, h], got {box!r:.60}")
         elif category is None:
@@ -105,15 +106,11 @@ def _by_id(content: Entry, name: str, path: Path, rejects: Rejects) -> dict[str,
     found: dict[str, Entry] = {}
     for place, entry in enumerate(entries):
         if isinstance(entry, dict) and "id" in entry:
-            found[_key(entry["id"])] = entry
+            found[str(entry["id"])] = entry
         else:
             detail = f"expected an object with an id, got {entry!r:.60}"
             rejects.add(f"{path.name}:{name}[{place}]", "malformed_row", detail)
     return found
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value)
 
 
 def _marked(path: Path, rejects: Rejects) -> Iterator[Marked]:
@@ -122,8 +119,7 @@ def _marked(path: Path, rejects: Rejects) -> Iterator[Marked]:
         try:
             if not (file and stays_inside(file)):
                 raise UnusableError("malformed_row", f"file_name: expected a path, got {file!r}")
-            if not (path.parent / file).exists() and (path.parent / "images" / file).exists():
-                file = f"images/{file}"
+            file = find_image(path.parent, file)
             x, y, w, h = (number(value, "bbox") for value in annotation["bbox"])
             size = pixels(image.get("width"), "width"), pixels(image.get("height"), "height")
         except UnusableError as error:
