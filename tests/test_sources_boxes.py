@@ -22,7 +22,7 @@ BANKS = load_banks()
 DATA = Path("/work/shared/data")
 WITH_DATA = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not here")
 
-Phrases = list[tuple[str, str | None, list[tuple[float, ...]]]]
+Phrases = list[tuple[str, str | None, list[tuple[float, float, float, float]]]]
 
 
 def read(source: str, root: Path, **options: Any) -> tuple[list[Report], list[Rejected], Plan]:
@@ -181,6 +181,8 @@ def test_mimic_root_is_where_splits_and_images_are(tmp_path: Path) -> None:
     assert reasons(rejects) == {"split_disagrees": 1}
     with pytest.raises(UserError, match=r"--mimic-root .*nowhere: no such folder"):
         read("ms_cxr", table, mimic_root=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="--mimic-root is for releases that annotate MIMIC-CXR"):
+        read("boxes", table, mimic_root=tmp_path / "physionet", **OWN)
 
 
 MS_BAD = [

@@ -56,7 +56,7 @@ def plan(options: SourceOptions) -> Plan:
     Subject and study of an image, and its split, are in `silver_dataset/splits`. Raises UserError
     where these or the scene graphs are missing.
     """
-    root = need_root(options, source=NAME, holds=HOLDS)
+    root = need_root(options, source=NAME, holds=HOLDS, on_mimic=True)
     silver = _silver(root)
     tables = sorted(silver.glob("splits/*.csv"))
     tables = [table for table in tables if table.stem in ("train", "valid", "test")]
@@ -79,7 +79,7 @@ def plan(options: SourceOptions) -> Plan:
 
 def load(task: Task, options: SourceOptions) -> Loaded:
     """Read a study's scene graphs, and make the report of their regions and sentences."""
-    root = need_root(options, source=NAME, holds=HOLDS)
+    root = need_root(options, source=NAME, holds=HOLDS, on_mimic=True)
     regions = options.banks.regions["imagenome"]
     rejects: list[Rejected] = []
     images = {image.image_id: image for image in task.images}

@@ -67,7 +67,7 @@ def plan(options: SourceOptions) -> Plan:
     MIMIC-CXR-JPG's split table (below `--mimic-root` or the root), a row of another split becomes a
     reject. Raises UserError where a table is missing or lacks a column.
     """
-    root = need_root(options, source=NAME, holds=HOLDS)
+    root = need_root(options, source=NAME, holds=HOLDS, on_mimic=True)
     folders = folders_below(root, _FOLDERS) if root.is_dir() else []
     tables = next((t for t in (sorted(f.glob(_READINGS)) for f in folders) if t), [])
     statements, sentences = find_file(folders, _STATEMENTS), find_file(folders, _SENTENCES)

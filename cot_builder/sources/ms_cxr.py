@@ -52,7 +52,7 @@ def plan(options: SourceOptions) -> Plan:
     With MIMIC-CXR-JPG's split table (below `--mimic-root` or the root), a row of another split
     becomes a reject. Raises UserError where the table is missing or lacks a column.
     """
-    root = need_root(options, source=NAME, holds=HOLDS)
+    root = need_root(options, source=NAME, holds=HOLDS, on_mimic=True)
     path = _find(root)
     rejects = Rejects(NAME)
     jpg = mimic.official(mimic.image_root(options), rejects)

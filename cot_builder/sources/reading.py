@@ -45,8 +45,16 @@ class Rejects:
         self.records.append(Rejected(self.source, file, reason, detail, study_id))
 
 
-def need_root(options: SourceOptions, *, source: str, holds: str) -> Path:
-    """Return `--root`, an existing path; otherwise a UserError says what it should hold."""
+def need_root(options: SourceOptions, *, source: str, holds: str, on_mimic: bool = False) -> Path:
+    """Return `--root`, an existing path; otherwise a UserError says what it should hold.
+
+    Only a release that annotates MIMIC-CXR (`on_mimic`) may have a `--mimic-root` beside it.
+    """
+    if options.mimic_root and not on_mimic:
+        raise UserError(
+            f"--mimic-root is for releases that annotate MIMIC-CXR, such as ms_cxr; "
+            f"--source {source} has its splits and images at --root"
+        )
     if options.root is None:
         raise UserError(f"--source {source} needs --root: {holds}")
     if not options.root.exists():

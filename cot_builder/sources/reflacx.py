@@ -71,7 +71,7 @@ def plan(options: SourceOptions) -> Plan:
     With MIMIC-CXR-JPG's split table (below `--mimic-root` or the root), a row of another split
     becomes a reject. Raises UserError where there are no readings, or a table lacks a column.
     """
-    root = need_root(options, source=NAME, holds=HOLDS)
+    root = need_root(options, source=NAME, holds=HOLDS, on_mimic=True)
     folders = folders_below(root, _FOLDERS) if root.is_dir() else []
     tables = next((t for t in (sorted(f.glob("metadata_phase_*.csv")) for f in folders) if t), [])
     if not tables:
