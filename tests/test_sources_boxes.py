@@ -12,7 +12,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from cot_builder.dataset import read_studies
 from cot_builder.errors import UserError
+from cot_builder.pipeline import BuildOptions, build
 from cot_builder.records import Rejected, Report
 from cot_builder.sources import Plan, SourceOptions, get_source
 from cot_builder.sources.boxed import label_of
@@ -679,6 +681,30 @@ def test_wrong_root(tmp_path: Path, source: str, holds: str) -> None:
 )  # fmt: skip
 def test_label_of(name: str, label: str | None) -> None:
     assert label_of(name, BANKS) == label
+
+
+def test_a_build_of_boxes_adds_up(tmp_path: Path) -> None:
+    """Two boxes of a phrase reach one chain; a phrase without words of ours its release's label."""
+    rows = [
+        ms_row(), ms_row(x=100), ms_row(label_text="Odd blur", category_name="Pneumonia"),
+        ms_row(x=190, label_text="No effusion", category_name=""), ms_row(w=0),
+    ]  # fmt: skip
+    options = BuildOptions(
+        source="ms_cxr",
+        release=SourceOptions(root=ms_cxr(tmp_path, rows), banks=BANKS),
+        out=tmp_path / "out",
+    )
+    manifest = build(options)
+    assert manifest["boxes"]["by_kind"]["manual"] == 4
+    assert (manifest["boxes"]["clipped"], manifest["boxes"]["rejected"]) == (1, 1)
+    assert manifest["rejects"]["by_reason"] == {"box_clipped": 1, "box_empty": 1}
+    (study,) = read_studies(tmp_path / "out")
+    found = {(c["finding"], c["disease"]): len(c["boxes"]) for c in study["chains"]}
+    assert found == {
+        ("Moderate edema", "Edema"): 2,
+        ("Odd blur", "Pneumonia"): 1,
+        ("effusion", "Pleural Effusion"): 0,
+    }
 
 
 @WITH_DATA
