@@ -13,12 +13,11 @@ from cot_builder.records import Basis, Chain, Decomposition, Section, Unmapped, 
 from cot_builder.sentences import split_sentences
 from knowledge_banks import Banks
 
-
 LONGEST_TITLE: Final = 24  # of a line such as "Left ankle." that opens another part of the body
 
 
 class SentenceResult(NamedTuple):
-    """Chains and unmapped findings of one sentence, with offsets in the sentence, and whether it bears a finding."""
+    """What one sentence tells, with offsets in it, and whether it bears a finding."""
 
     chains: tuple[Chain, ...]
     unmapped: tuple[Unmapped, ...]
@@ -26,7 +25,7 @@ class SentenceResult(NamedTuple):
 
 
 class Decomposer:
-    """Turns the sections of a report into chains; holds the compiled banks and a cache of sentences.
+    """Turns the sections of a report into chains; holds compiled banks and a cache of sentences.
 
     Results never depend on the cache: a sentence is decomposed without its neighbours.
     """
@@ -82,9 +81,10 @@ def decompose_sentence(text: str, lexicon: Lexicon) -> SentenceResult:
 
 
 def rule_id(mention: Mention, p: Parse) -> str:
-    """Name the bank entry, the cue and the bank version that made a mention: `diseases.effusion+no@1.0.0`.
+    """Name the bank entry, the cue and the bank version that made a mention.
 
-    `~word` stands behind the entry when the phrase was found by its spelling only.
+    `diseases.effusion+no@1.0.0` is one; `~word` stands behind the entry when the phrase was found
+    by its spelling only.
     """
     spelt = p.units[mention.first].spelt
     cue = f"+{mention.cue}" if mention.cue else ""

@@ -1,4 +1,4 @@
-"""Show why a sentence gives the chains that it gives: its units, cues, reaches, places and decisions."""
+"""Show why a sentence gives its chains: units, cues and their reach, places, decisions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = {"positive": "red", "negative": "green", "uncertain": "yellow"}
 
 
 def explain(text: str, banks: Banks) -> RenderableType:
-    """Return a printable account of every sentence in `text`: mentions, cues with their reach, regions, and reasons."""
+    """Return a printable account of every sentence in `text`, with the reason of each decision."""
     lexicon = compile_lexicon(banks)
     parts: list[RenderableType] = []
     for sentence in split_sections_of(text):
@@ -54,21 +54,20 @@ def _roles(term: Term) -> list[str]:
         (term.observation is not None, "observation"),
         (term.structure is not None, "structure"),
         (bool(term.states), "/".join(term.states)),
-        (term.place, "place"),
-        (term.forward is not None, f"cue {term.forward.id} →" if term.forward else ""),
-        (term.backward is not None, f"← cue {term.backward.id}" if term.backward else ""),
+        (term.place is not None, "place"),
+        (bool(term.forward.means), f"cue {term.forward.id} →"),
+        (bool(term.backward.means), f"← cue {term.backward.id}"),
         (term.generic, "verdict"),
     ]
     return [name for holds, name in named if holds]
 
 
 def _cues(text: str, p: Parse) -> list[Text]:
-    return [
-        Text(
-            f"cue: {p.text(cue)!r} ({means}) reaches {text[p.units[first].start : p.units[last].end]!r}"
-        )
-        for means, cue, first, last in p.cues
-    ]
+    lines = []
+    for means, cue, first, last in p.cues:
+        reached = text[p.units[first].start : p.units[last].end]
+        lines.append(Text(f"cue: {p.text(cue)!r} ({means}) reaches {reached!r}"))
+    return lines
 
 
 def _decisions(text: str, p: Parse) -> RenderableType:

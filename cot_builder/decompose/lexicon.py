@@ -1,12 +1,12 @@
-"""Compile the banks into one Aho–Corasick automaton of terms, each with every role its phrase can play."""
+"""Compile the banks into one Aho–Corasick automaton of terms, each with its roles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Final, Literal, NamedTuple
+from itertools import chain, pairwise
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import ahocorasick
 from rapidfuzz import process
@@ -16,14 +16,15 @@ from cot_builder.records import Assertion
 from knowledge_banks import Banks, expand
 
 Side = Literal["left", "right", "both"]
-Place = tuple[str | None, "Site | None", bool]  # side, site, weak
+Place: TypeAlias = "tuple[Side | None, Site | None, bool]"  # side, site, weak
+Row: TypeAlias = Mapping[str, Any]  # a table of a bank
 
 
 class Site(NamedTuple):
     """A kind of place: its regions by side, or the same ones whatever the side."""
 
     id: str
-    by_side: dict[str | None, frozenset[str]]
+    by_side: dict[Side | None, frozenset[str]]
     sided: bool
 
 
@@ -32,25 +33,35 @@ class Observation(NamedTuple):
 
     rule: str
     diseases: tuple[str, ...]
-    stated: bool
-    concepts: tuple[str, ...]
     site: Site
-    fixed: bool
-    fact: bool
-    places: frozenset[str]
-    part: bool = False
+    stated: bool = True
+    concepts: tuple[str, ...] = ()
+    fixed: bool = False  # lies at its site, but for sites in `places`
+    fact: bool = False  # cannot be hedged ("post-surgical change")
+    places: frozenset[str] = frozenset()
+    part: bool = False  # of a device ("leads"): told only where the sentence has no whole one
     says: Assertion = "positive"  # what the phrase asserts by itself ("extubation": negative)
+
+    @property
+    def normal(self) -> bool:
+        """Tell whether it is the label No Finding."""
+        return self.diseases == ("No Finding",)
+
+    @property
+    def device(self) -> bool:
+        """Tell whether it is a support device."""
+        return "Support Devices" in self.diseases
 
 
 class Meaning(NamedTuple):
-    """What one state of one structure says; no observation means No Finding."""
+    """What one state of one structure says."""
 
     observation: Observation
     assertion: Assertion
 
 
 class Structure(NamedTuple):
-    """A structure of the chest and what its states mean."""
+    """A structure of the chest and what its states mean; `normal` is the verdict of normality."""
 
     id: str
     site: Site
@@ -61,19 +72,26 @@ class Structure(NamedTuple):
 class Cue(NamedTuple):
     """A word that turns observations around."""
 
-    id: str
-    means: str
-    nested: bool
+    id: str = ""
+    means: str = ""
+    nested: bool = False
+
+
+NO_CUE: Final = Cue()
 
 
 @dataclass(slots=True, eq=False)
 class Term:
-    """One phrase of the banks with all its roles; a phrase may play several ("hilar": a place, and a structure)."""
+    """One phrase of the banks with all its roles.
+
+    A phrase may play several: "hilar" is a place and a structure. A word that is no phrase of the
+    banks has none, and no text.
+    """
 
     text: str
     observation: Observation | None = None
     structure: Structure | None = None
-    adjective: bool = False
+    adjective: bool = False  # of a structure: "cardiac"
     shape: bool = False
     generic: bool = False
     states: tuple[str, ...] = ()
@@ -81,8 +99,9 @@ class Term:
     site_side: Side | None = None
     weak: bool = False
     side: Side | None = None
-    forward: Cue | None = None
-    backward: Cue | None = None
+    forward: Cue = NO_CUE
+    backward: Cue = NO_CUE
+    mask: bool = False
     severity: str | None = None
     temporal: str | None = None
     plain: bool = False
@@ -93,15 +112,26 @@ class Term:
     companion: bool = False
     ignore: bool = False
     silent: bool = False
-    mask: bool = False
     outside: bool = False
-    # Joins: "," is a comma, "and", "or" ("/", "versus" too), ";" ends a clause, ":" and brackets part it.
+    determiner: bool = False
+    evidence: bool = False
+    told_before: bool = False
+    accompanies: bool = False
+    adverb: bool = False
+    filler: bool = False
+    relative: bool = False
+    verdict: bool = False
+    # "," is a comma, "and", "or" ("versus" too); ";" ends a clause, ":" and brackets part it.
     join: str = ""
-    inner: tuple[
-        Place, ...
-    ] = ()  # derived: the places that an observation's own phrase names ("apical cap")
-    place: bool = False  # derived: names a site or a side
-    modifier: bool = False  # derived: belongs to the phrase of an observation
+    # Derived from the roles.
+    place: Place | None = None  # the side and site that it names
+    modifier: bool = False  # belongs to the phrase of an observation
+    lists: bool = False  # joins the items of a list
+    breaks: bool = False  # ends the reach of a cue
+    inner: tuple[Place, ...] = ()  # the places in an observation's own phrase ("apical cap")
+
+
+WORD: Final = Term("")
 
 
 class Lexicon(NamedTuple):
@@ -112,212 +142,123 @@ class Lexicon(NamedTuple):
     words: frozenset[str]
     spelling: Callable[[str], str]
     ranks: dict[str, int]
-    exclusive: frozenset[str]
     whole_chest: Observation
     outside: frozenset[str]
     chest: frozenset[str]
     version: str
 
 
-# Of these a structure has one: the first in the rank of states.toml.
-EXCLUSIVE: Final = frozenset({"borderline", "enlarged", "normal", "stable", "hidden"})
-WORD: Final = Term("")
-_JOINS: Final = {
-    ",": ",", "and": "and", "or": "or", "nor": "or", "and/or": "or", "/": "and", "versus": "or", "vs": "or",
-    "vs.": "or", ";": ";", ":": ":", "(": "(", ")": "(", "&": "and", "plus": "and", "as well as": "and",
-    "or possibly": "or", "and possibly": "and", "or other": "or", "and or": "or",
+_SIGNS: Final = {",": ",", ";": ";", ":": ":", "(": "(", ")": "(", "/": "and", "&": "and"}
+# Words by the role that they play, the name of a field of Term.
+SMALL_WORDS: Final = {
+    "determiner": ["the", "a", "an"],
+    "adverb": ["also", "still", "overall"],
+    "filler": ["any", "definite", "of"],
+    "relative": ["which", "that", "also"],
+    "verdict": ["within normal limits", "clear", "normal", "unremarkable"],
+    "accompanies": ["with"],
+    "told_before": ["this", "these"],
+    "evidence": [
+        "evidence of", "new", "newly", "visualized", "visible", "again", "definite", "signs of",
+    ],
 }  # fmt: skip
+_JOINS: Final = {
+    "and": ["and", "plus", "as well as"],
+    "or": ["or", "nor", "and/or", "versus", "vs", "vs.", "or possibly", "and possibly", "or other",
+           "and or"],
+}  # fmt: skip
+_SHORTEST_SPELT: Final = 8  # letters of a bank word that a misspelt one may be taken for
+
+
+class _Terms(dict[str, Term]):
+    """Terms by phrase; a phrase that is asked for the first time gets one."""
+
+    def __missing__(self, phrase: str) -> Term:
+        term = self[phrase] = Term(phrase)
+        return term
+
+    def each(self, phrases: Iterable[str]) -> Iterator[Term]:
+        """Yield the terms of bank phrases, written out."""
+        return (self[word] for phrase in phrases for word in expand(phrase))
 
 
 def compile_lexicon(banks: Banks) -> Lexicon:
     """Compile banks; the result depends on nothing but their content."""
-    terms: dict[str, Term] = {}
-
-    def term(phrase: str) -> Term:
-        found = terms.get(phrase)
-        if found is None:
-            found = terms[phrase] = Term(phrase)
-        return found
-
-    def each(phrases: Iterable[str]) -> Iterable[Term]:
-        return (term(word) for phrase in phrases for word in expand(phrase))
-
+    terms = _Terms()
     sites = {row["id"]: _site(row) for row in banks.regions["site"]}
-    normal = {site.id: _no_finding(site) for site in sites.values()}
-    signs: dict[str, Observation] = {}
-
-    # Later banks lose to earlier ones where both claim a phrase: a label before a sign before an unmapped finding.
-    for row in banks.unmapped["finding"]:
-        observation = _observation(f"unmapped.{row['id']}", row, (), sites)
-        for entry in each(row["phrases"]):
-            entry.observation = observation
-    for row in banks.devices["device"]:
-        observation = _observation(f"devices.{row['id']}", row, ("Support Devices",), sites)
-        for entry in each(row["phrases"]):
-            entry.observation = observation
-    for row in banks.signs["sign"]:
-        observation = _observation(
-            f"signs.{row['id']}", row, (row["disease"],), sites, stated=row.get("stated", False)
-        )
-        signs[row["id"]] = observation
-        for entry in each(row["phrases"]):
-            entry.observation = observation
-    for disease in banks.diseases["disease"]:
-        for row in disease.get("group", ()):
-            labels = (disease["name"], *row.get("also", ()))
-            observation = _observation(f"diseases.{row['id']}", row, labels, sites)
-            for entry in each(row["phrases"]):
-                entry.observation = observation
-    structures = [
-        (row, _structure(row, sites, signs, normal)) for row in banks.structures["structure"]
-    ]
-    for adjective, key in ((False, "nouns"), (True, "adjectives")):
-        for row, structure in structures:
-            for entry in each(row.get(key, ())):
-                if entry.structure is None:
-                    entry.structure, entry.adjective = structure, adjective
-    for entry in each(banks.structures["shapes"]):
-        entry.shape = True
-    for entry in each(banks.structures["generics"]):
-        entry.generic = True
-    for state, phrases in banks.states["state"].items():
-        for entry in each(phrases):
-            entry.states = (*entry.states, state)
-    for row in banks.regions["site"]:
-        for key, side in (
-            ("left_phrases", "left"),
-            ("right_phrases", "right"),
-            ("both_phrases", "both"),
-        ):
-            for entry in each(row.get(key, ())):
-                entry.site, entry.site_side = sites[row["id"]], side  # type: ignore[assignment]
-        for entry in each(row.get("phrases", ())):
-            entry.site = entry.site or sites[row["id"]]
-        for entry in each(row.get("weak_phrases", ())):
-            if entry.site is None:
-                entry.site, entry.weak = sites[row["id"]], True
-    for row in banks.regions["side"]:
-        for entry in each(row["phrases"]):
-            entry.side = row["id"]
-    for row in banks.cues["cue"]:
-        cue = Cue(row["id"], row["means"], row.get("nested", False))
-        for entry in each(row["phrases"]):
-            if row["means"] == "mask":
-                entry.mask = True
-            elif row["reach"] == "forward":
-                entry.forward = cue
-            else:
-                entry.backward = cue
-    attributes = banks.attributes
-    for severity, words in attributes["severity"].items():
-        for entry in each(words):
-            entry.severity = severity
-    for temporal, words in attributes["temporal"].items():
-        for entry in each(words):
-            entry.temporal = entry.temporal or temporal
-    for key, role in (
-        ("plain", "plain"), ("stop", "stop"), ("verbs", "verb"), ("prepositions", "preposition"),
-        ("positive_start", "positive_start"), ("companions", "companion"),
-    ):  # fmt: skip
-        for entry in each(attributes[key]["words"]):
-            setattr(entry, role, True)
-    for entry in each(attributes["ignore"]["phrases"]):
-        entry.ignore = True
-    for entry in each(attributes["silent"]["phrases"]):
-        entry.silent = True
-    for entry in each(attributes["body_parts"]["terms"]):
-        entry.outside = True
-    for phrase, join in _JOINS.items():
-        term(phrase).join = join
-
-    automaton = ahocorasick.Automaton()
-    for phrase, entry in terms.items():
-        entry.place = entry.site is not None or entry.side is not None
-        entry.modifier = bool(entry.plain or entry.severity or entry.temporal or entry.mask)
-        automaton.add_word(phrase, (len(phrase), entry))
-        if entry.observation is not None and not entry.observation.fixed and " " in phrase:
-            entry.inner = _inner_places(phrase, terms)
-    automaton.make_automaton()
-    words = frozenset(
-        word for phrase in (*terms, *attributes["lookalikes"]["words"]) for word in phrase.split()
-    )
-    heads = sorted(
-        phrase for phrase, entry in terms.items()
-        if len(phrase) >= 8 and " " not in phrase and phrase.isalpha() and entry.observation is not None
-    )  # fmt: skip
+    signs = _add_observations(terms, banks, sites)
+    normal = {
+        site.id: Observation(f"structures.{site.id}", ("No Finding",), site)
+        for site in sites.values()
+    }
+    _add_structures(terms, banks, sites, signs, normal)
+    _add_places(terms, banks, sites)
+    _add_cues(terms, banks)
+    _add_attributes(terms, banks.attributes)
+    _derive(terms)
+    known = chain(terms, banks.attributes["lookalikes"]["words"])
     return Lexicon(
-        automaton=automaton,
-        terms=terms,
-        words=words,
-        spelling=_speller(heads),
+        automaton=_automaton(terms),
+        terms=dict(terms),
+        words=frozenset(word for phrase in known for word in phrase.split()),
+        spelling=_speller(terms),
         ranks={state: place for place, state in enumerate(banks.states["rank"]["order"])},
-        exclusive=EXCLUSIVE,
         whole_chest=normal["heart_and_lungs"]._replace(rule="structures.generic"),
-        outside=frozenset(attributes["body_parts"]["outside"]),
-        chest=frozenset(attributes["body_parts"]["chest"]),
+        outside=frozenset(banks.attributes["body_parts"]["outside"]),
+        chest=frozenset(banks.attributes["body_parts"]["chest"]),
         version=banks.version,
     )
 
 
-def _inner_places(phrase: str, terms: dict[str, Term]) -> tuple[Place, ...]:
-    """Return the sides and sided sites that a phrase names, pairs of words first ("minor fissure" is on the right)."""
-    places: list[Place] = []
-    seen = ""
-    for part in _parts(phrase):
-        word = terms.get(part)
-        if word is None or part in seen:
-            continue
-        if word.side or (word.site is not None and word.site.sided and not word.weak):
-            places.append((word.side or word.site_side, word.site, word.weak))
-            seen = f"{seen} {part}"
-    return tuple(places)
+def _automaton(terms: Mapping[str, Term]) -> Any:
+    automaton = ahocorasick.Automaton()
+    for phrase, term in terms.items():
+        automaton.add_word(phrase, (len(phrase), term))
+    automaton.make_automaton()
+    return automaton
 
 
-def _parts(phrase: str) -> list[str]:
-    words = phrase.split()
-    pairs = [" ".join(pair) for pair in pairwise(words)] if len(words) > 2 else []
-    return [*pairs, *words]
+# -- observations
 
 
-def _speller(heads: list[str]) -> Callable[[str], str]:
-    """Return a function that finds the one bank word that a misspelt word is nearly, or the empty string.
+def _add_observations(
+    terms: _Terms, banks: Banks, sites: Mapping[str, Site]
+) -> dict[str, Observation]:
+    """Add the phrases of observations; return the signs by id.
 
-    One slip (a letter wrong, missing, doubled or swapped) in eight letters, two in fourteen.
+    Of two banks that claim one phrase, the later of this order has it: unmapped findings, devices,
+    signs, labels.
     """
 
-    @lru_cache(maxsize=100_000)
-    def spelling(word: str) -> str:
-        found = process.extractOne(word, heads, scorer=OSA.normalized_similarity, score_cutoff=0.85)
-        return found[0] if found and found[0][0] == word[0] else ""
+    def add(rule: str, row: Row, labels: tuple[str, ...], *, stated: bool = True) -> Observation:
+        observation = _observation(f"{rule}.{row['id']}", row, labels, sites, stated=stated)
+        for term in terms.each(row["phrases"]):
+            term.observation = observation
+        return observation
 
-    return spelling
-
-
-def _site(row: dict[str, Any]) -> Site:
-    if "all" in row:
-        same = frozenset(row["all"])
-        return Site(row["id"], {"left": same, "right": same, "both": same, None: same}, sided=False)
-    return Site(
-        row["id"],
-        {side: frozenset(row[side or "unsided"]) for side in ("left", "right", "both", None)},
-        sided=True,
-    )
+    for row in banks.unmapped["finding"]:
+        add("unmapped", row, (), stated=False)
+    for row in banks.devices["device"]:
+        add("devices", row, ("Support Devices",))
+    signs = {
+        row["id"]: add("signs", row, (row["disease"],), stated=row.get("stated", False))
+        for row in banks.signs["sign"]
+    }
+    for disease in banks.diseases["disease"]:
+        for row in disease.get("group", ()):
+            add("diseases", row, (disease["name"], *row.get("also", ())))
+    return signs
 
 
 def _observation(
-    rule: str,
-    row: dict[str, Any],
-    diseases: tuple[str, ...],
-    sites: dict[str, Site],
-    *,
-    stated: bool | None = None,
+    rule: str, row: Row, diseases: tuple[str, ...], sites: Mapping[str, Site], *, stated: bool
 ) -> Observation:
     return Observation(
         rule=rule,
         diseases=diseases,
-        stated=stated if stated is not None else bool(diseases),
-        concepts=tuple(row.get("concepts", ())),
         site=sites[row["site"]],
+        stated=stated,
+        concepts=tuple(row.get("concepts", ())),
         fixed=row.get("fixed", False),
         fact=row.get("fact", False),
         places=frozenset(row.get("places", ())),
@@ -326,36 +267,192 @@ def _observation(
     )
 
 
-def _no_finding(site: Site) -> Observation:
-    return Observation(
-        f"structures.{site.id}", ("No Finding",), True, (), site, False, False, frozenset()
-    )
+# -- structures and their states
+
+
+def _add_structures(
+    terms: _Terms,
+    banks: Banks,
+    sites: Mapping[str, Site],
+    signs: Mapping[str, Observation],
+    normal: Mapping[str, Observation],
+) -> None:
+    rows = banks.structures["structure"]
+    structures = [_structure(row, sites[row["site"]], signs, normal) for row in rows]
+    # A noun of one structure is no adjective of another, and the first structure has it.
+    for key in ("nouns", "adjectives"):
+        for row, structure in zip(rows, structures, strict=True):
+            for term in terms.each(row.get(key, ())):
+                if term.structure is None:
+                    term.structure, term.adjective = structure, key == "adjectives"
+    for term in terms.each(banks.structures["shapes"]):
+        term.shape = True
+    for term in terms.each(banks.structures["generics"]):
+        term.generic = True
+    for state, phrases in banks.states["state"].items():
+        for term in terms.each(phrases):
+            term.states = (*term.states, state)
 
 
 def _structure(
-    row: dict[str, Any], sites: dict[str, Site], signs: dict[str, Observation],
-    normal: dict[str, Observation],
-) -> Structure:  # fmt: skip
-    site = sites[row["site"]]
-    means: dict[str, Meaning] = {}
-    for state, text in row["means"].items():
-        if not text:
-            continue
-        rule = f"structures.{row['id']}.{state}"
-        head, _, tail = text.rpartition(" ")
-        if text == "No Finding":
-            means[state] = Meaning(normal[site.id]._replace(rule=rule), "positive")
-        elif head == "sign":
-            means[state] = Meaning(
-                signs[tail]._replace(rule=rule, site=site if site.sided else signs[tail].site),
-                "positive",
-            )
-        else:
-            labels = () if head == "unmapped" else (head,)
-            observation = Observation(
-                rule, labels, bool(labels), (), site, not site.sided, False, frozenset()
-            )
-            means[state] = Meaning(observation, tail)  # type: ignore[arg-type]
-    return Structure(
-        row["id"], site, means, normal[site.id]._replace(rule=f"structures.{row['id']}.generic")
+    row: Row, site: Site, signs: Mapping[str, Observation], normal: Mapping[str, Observation]
+) -> Structure:
+    rule = f"structures.{row['id']}"
+    means = {
+        state: _meaning(f"{rule}.{state}", text, site, signs, normal[site.id])
+        for state, text in row["means"].items()
+        if text
+    }
+    return Structure(row["id"], site, means, normal[site.id]._replace(rule=f"{rule}.generic"))
+
+
+def _meaning(
+    rule: str, text: str, site: Site, signs: Mapping[str, Observation], normal: Observation
+) -> Meaning:
+    """Read a state: "No Finding", "sign ID", "LABEL ASSERTION" or "unmapped ASSERTION"."""
+    if text == "No Finding":
+        return Meaning(normal._replace(rule=rule), "positive")
+    head, _, tail = text.rpartition(" ")
+    if head == "sign":
+        sign = signs[tail]
+        where = site if site.sided else sign.site
+        return Meaning(sign._replace(rule=rule, site=where), "positive")
+    labels = () if head == "unmapped" else (head,)
+    observation = Observation(rule, labels, site, stated=bool(labels), fixed=not site.sided)
+    return Meaning(observation, _ASSERTIONS[tail])
+
+
+_ASSERTIONS: Final[dict[str, Assertion]] = {
+    "positive": "positive", "negative": "negative", "uncertain": "uncertain",
+}  # fmt: skip
+
+
+# -- places
+
+
+def _site(row: Row) -> Site:
+    same = row.get("all")
+    by_side = {side: frozenset(same or row[side or "unsided"]) for side in _SIDES}
+    return Site(row["id"], by_side, sided=same is None)
+
+
+_SIDES: Final[tuple[Side | None, ...]] = ("left", "right", "both", None)
+
+
+def _add_places(terms: _Terms, banks: Banks, sites: Mapping[str, Site]) -> None:
+    for row in banks.regions["site"]:
+        site = sites[row["id"]]
+        for side in _SIDES:
+            if side is not None:
+                for term in terms.each(row.get(f"{side}_phrases", ())):
+                    term.site, term.site_side = site, side
+        for term in terms.each(row.get("phrases", ())):
+            term.site = term.site or site
+        for term in terms.each(row.get("weak_phrases", ())):
+            if term.site is None:
+                term.site, term.weak = site, True
+    for row in banks.regions["side"]:
+        for term in terms.each(row["phrases"]):
+            term.side = row["id"]
+
+
+# -- cues and attributes
+
+
+def _add_cues(terms: _Terms, banks: Banks) -> None:
+    for row in banks.cues["cue"]:
+        cue = Cue(row["id"], row["means"], row.get("nested", False))
+        for term in terms.each(row["phrases"]):
+            if cue.means == "mask":
+                term.mask = True
+            elif row["reach"] == "forward":
+                term.forward = cue
+            else:
+                term.backward = cue
+
+
+_ROLES: Final = {
+    "plain": "plain", "stop": "stop", "verbs": "verb", "prepositions": "preposition",
+    "positive_start": "positive_start", "companions": "companion",
+}  # fmt: skip
+
+
+def _add_attributes(terms: _Terms, attributes: Row) -> None:
+    for severity, phrases in attributes["severity"].items():
+        for term in terms.each(phrases):
+            term.severity = severity
+    for temporal, phrases in attributes["temporal"].items():
+        for term in terms.each(phrases):
+            term.temporal = term.temporal or temporal
+    roles = {role: attributes[table]["words"] for table, role in _ROLES.items()}
+    for role, phrases in {
+        **roles,
+        **SMALL_WORDS,
+        "ignore": attributes["ignore"]["phrases"],
+        "silent": attributes["silent"]["phrases"],
+        "outside": attributes["body_parts"]["terms"],
+    }.items():
+        for term in terms.each(phrases):
+            setattr(term, role, True)
+    for sign, join in _SIGNS.items():
+        terms[sign].join = join
+    for join, phrases in _JOINS.items():
+        for term in terms.each(phrases):
+            term.join = join
+
+
+# -- what follows from the roles
+
+
+def _derive(terms: Mapping[str, Term]) -> None:
+    for term in terms.values():
+        if term.site is not None or term.side is not None:
+            term.place = (term.side or term.site_side, term.site, term.weak)
+        term.modifier = bool(term.plain or term.severity or term.temporal or term.mask)
+        term.lists = term.join in (",", "and", "or")
+        term.breaks = term.join == ";" or term.forward.means == "end"
+    places = {phrase: term.place for phrase, term in terms.items() if _tells_side(term)}
+    for phrase, term in terms.items():
+        if term.observation is not None and not term.observation.fixed and " " in phrase:
+            term.inner = _inner_places(phrase, places)
+
+
+def _tells_side(term: Term) -> bool:
+    sided = term.site is not None and term.site.sided and not term.weak
+    return term.side is not None or sided
+
+
+def _inner_places(phrase: str, places: Mapping[str, Place | None]) -> tuple[Place, ...]:
+    """Return the places that a phrase names, pairs of words first ("minor fissure")."""
+    words = phrase.split()
+    pairs = map(" ".join, pairwise(words)) if len(words) > 2 else ()
+    found: list[Place] = []
+    seen = ""
+    for part in chain(pairs, words):
+        place = places.get(part)
+        if place is not None and part not in seen:
+            found.append(place)
+            seen = f"{seen} {part}"
+    return tuple(found)
+
+
+# -- misspellings
+
+
+def _speller(terms: Mapping[str, Term]) -> Callable[[str], str]:
+    """Return a function that finds the one bank word that a misspelt word is nearly, or "".
+
+    One slip (a letter wrong, missing, doubled or swapped) in eight letters, two in fourteen.
+    """
+    heads = sorted(
+        phrase
+        for phrase, term in terms.items()
+        if term.observation is not None and len(phrase) >= _SHORTEST_SPELT and phrase.isalpha()
     )
+
+    @lru_cache(maxsize=100_000)
+    def spelling(word: str) -> str:
+        found = process.extractOne(word, heads, scorer=OSA.normalized_similarity, score_cutoff=0.85)
+        return found[0] if found and found[0][0] == word[0] else ""
+
+    return spelling

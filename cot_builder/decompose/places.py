@@ -1,450 +1,389 @@
-"""Where an observation lies: its own places, those of its list, of what it explains, of its sentence; then the regions."""
+"""Where an observation lies: its own places, those lent to it, and the regions that they are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
-from cot_builder.decompose.lexicon import Observation, Place, Site, Term
-from cot_builder.decompose.parse import Mention, Parse
+from cot_builder.decompose.lexicon import Observation, Place, Side, Site, Term
+from cot_builder.decompose.parse import Mention, Parse, in_phrase
 from cot_builder.decompose.structures import own_side
-from cot_builder.decompose.units import Unit
 
 BOTH_LUNGS: Final = frozenset({"left lung", "right lung"})
 
 
 def read_places(p: Parse) -> None:
-    """Collect the places of every mention, share them where lists and explanations do, and resolve them to regions."""
-    _places(p)
-    _share_places(p)
+    """Collect the places of every mention, share them, and resolve them to regions."""
+    free = [mention for mention in p.mentions if not mention.said]
+    _read_own_places(p, free)
+    _share_in_lists(p, free)
+    _share_in_sentence(p, free)
+    _share_with_explanations(p)
     for mention in p.mentions:
         mention.regions = regions_of(mention.observation, mention.places)
 
 
-def _places(p: Parse) -> None:
-    units = p.units
-    heads = {m.first: m for m in p.mentions if not m.said}
-    quiet = set()
-    for means, _, first, last in p.cues:
-        if means == "emphasis":
-            quiet.update(range(first, last + 1))
-    for mention in p.mentions:
-        if mention.said:
-            continue
-        _places_before(p, mention, heads)
-        _places_after(p, mention, heads, quiet)
+# -- the places of its own phrase
+
+
+def _read_own_places(p: Parse, free: list[Mention]) -> None:
+    heads = {m.first for m in free}
+    quiet = {k for r in p.cues if r.means == "emphasis" for k in range(r.first, r.last + 1)}
+    for mention in free:
+        _read_before(p, mention, heads)
+        _read_behind(p, mention, heads, quiet)
         if mention.observation.places:
-            stop = min((h for h in heads if h > mention.last), default=len(units))
-            while stop < len(units) and (units[stop - 1].term.place or units[stop - 1].term.modifier):
-                stop -= 1  # these lead to the next observation
-            mention.places = [
-                (t.side or t.site_side, t.site, t.weak)
-                for k in range(mention.last + 1, stop)
-                if (t := units[k].term).place
-            ]
+            mention.places = _places_till_next(p, mention, heads)
 
 
-def _places_before(p: Parse, mention: Mention, heads: dict[int, Mention]) -> None:
-    units = p.units
-    j = mention.first - 1
-    left = mention.first
+def _places_in(terms: Sequence[Term]) -> list[Place]:
+    return [term.place for term in terms if term.place]
+
+
+def _places_till_next(p: Parse, mention: Mention, heads: set[int]) -> list[Place]:
+    """Return all places behind a mention but those that lead to the next one."""
+    stop = min((h for h in heads if h > mention.last), default=len(p.terms))
+    if stop < len(p.terms):
+        stop = p.before(stop - 1, in_phrase) + 1
+    return _places_in(p.terms[mention.last + 1 : stop])
+
+
+def _read_before(p: Parse, mention: Mention, heads: set[int]) -> None:
+    """Read the noun phrase before an observation: its places, its first unit, its course."""
     found: list[Place] = []
-    while j >= 0 and j not in heads and (j not in p.used or units[j].term.place):
-        term = units[j].term
-        if term.verb and not term.modifier and not term.place:
-            break
-        if term.forward is not None and not term.modifier and not term.place:
+    left = mention.first
+    for j in range(mention.first - 1, -1, -1):
+        term = p.terms[j]
+        if j in heads or (j in p.used and not term.place) or _ends_phrase(p, j, heads):
             break
         if term.place:
-            if term.structure is not None and not term.site and not term.side:
-                break
-            found.append((term.side or term.site_side, term.site, term.weak))
-            left = j
+            found.append(term.place)
             p.taken.add(j)
+            left = j
         elif term.modifier:
-            if not term.mask and term.text not in _OUTSIDE_SPAN:
+            if not term.mask and not term.evidence:
                 left = j
-            if term.temporal and mention.temporal is None:
-                mention.temporal = term.temporal
-        elif term.join in ("and", "or", ",") and j > 0:
-            before, after = units[j - 1].term, units[j + 1].term
-            if not (before.place or before.modifier) or not (after.place or after.modifier):
-                break
-            if (j - 1) in heads or _behind_preposition(units, j - 1):
-                break
-            if term.join != "," and not (
-                (before.place and after.place)
-                or (
-                    before.modifier
-                    and not before.place
-                    and (after.modifier or _side_before(units, j - 1))
-                )
-                or (
-                    before.side
-                    and j > 1
-                    and not units[j - 2].term.preposition
-                    and not units[j - 2].term.stop
-                )
-                or (before.side and j == 1)
-            ):
-                break
-        elif term.stop or term.join or term.observation is not None:
-            break
-        elif term.states:
+            mention.temporal = mention.temporal or term.temporal
+        elif not term.join and (term.states or not term.text):
             left = j
-        elif not term.text:
-            left = j
-        elif term.structure is not None or term.shape:
-            pass
-        else:
-            break
-        j -= 1
-    mention.places = [*found[::-1], *units[mention.first].term.inner]
+    mention.places = [*reversed(found), *p.terms[mention.first].inner]
     mention.leading = bool(mention.places)
-    mention.left = mention.right = mention.first
-    if left < mention.first:
-        mention.left = left
+    mention.left, mention.right = left, mention.first
 
 
-def _behind_preposition(units: list[Unit], j: int) -> bool:
-    """Tell whether the places up to `j` end a phrase of their own: "in the right base | and left effusion"."""
-    while j >= 0 and (units[j].term.place or units[j].term.modifier or units[j].term.text == "the"):
-        j -= 1
-    return j >= 0 and units[j].term.preposition
+def _ends_phrase(p: Parse, j: int, heads: set[int]) -> bool:
+    """Tell whether the noun phrase of a later observation begins behind `j`."""
+    term = p.terms[j]
+    if in_phrase(term):
+        return False
+    if term.verb or term.forward.means:
+        return True
+    if term.lists and j > 0:
+        return not _joins_phrase(p, j, heads)
+    if term.stop or term.join or term.observation is not None:
+        return True
+    known = term.states or term.structure or term.shape
+    return bool(term.text) and not known
 
 
-def _side_before(units: list[Unit], j: int) -> bool:
+def _joins_phrase(p: Parse, j: int, heads: set[int]) -> bool:
+    """Tell whether "and", "or" or a comma stands inside a phrase: "right lower and middle lobe"."""
+    before, after = p.terms[j - 1], p.at(j + 1)
+    if not (in_phrase(before) and in_phrase(after)):
+        return False
+    if j - 1 in heads or _ends_place_phrase(p, j - 1):
+        return False
+    if p.terms[j].join == "," or (before.place and after.place):
+        return True
+    if before.side:
+        return not (p.at(j - 2).preposition or p.at(j - 2).stop)
+    return not before.place and (after.modifier or _follows_side(p, j - 1))
+
+
+def _ends_place_phrase(p: Parse, j: int) -> bool:
+    """Tell whether the places up to `j` have a preposition: "in the right base | and effusion"."""
+    return p.at(p.before(j, lambda t: in_phrase(t) or t.text == "the")).preposition
+
+
+def _follows_side(p: Parse, j: int) -> bool:
     """Tell whether modifiers up to `j` follow a side: "right lower and middle lobes"."""
-    while j >= 0 and units[j].term.modifier and not units[j].term.side:
-        j -= 1
-    return j >= 0 and units[j].term.side is not None
+    return p.at(p.before(j, lambda t: t.modifier and not t.side)).side is not None
 
 
-_OUTSIDE_SPAN: Final = frozenset(
-    {"evidence of", "new", "newly", "visualized", "visible", "again", "definite", "signs of"}
-)
-
-
-def _places_after(p: Parse, mention: Mention, heads: dict[int, Mention], quiet: set[int]) -> None:
-    units, count = p.units, len(p.units)
+def _read_behind(p: Parse, mention: Mention, heads: set[int], quiet: set[int]) -> None:
+    """Read the places behind an observation, and how far its phrase goes on."""
     found: list[Place] = []
-    pending: list[tuple[int, Place]] = []
-    j, verb, joined = mention.last + 1, False, True
-    while j < count:
-        term = units[j].term
-        if j in heads:
-            # "... in the right base and left effusion": the last places belong to the next observation.
-            break
+    j, joined = mention.last + 1, True  # until a verb or an unknown word parts the place from it
+    while j < len(p.terms) and j not in heads:
+        term = p.terms[j]
         if j in quiet:
             j += 1
-            continue
-        if term.place and not (j in p.used and term.structure is not None and not term.side):
-            run = _run_of_places(p, j)
-            if run < count and run in heads:
-                # "markers within the left upper lobe mass": both lie there. Otherwise the place is the next one's.
-                if _is_joined(p, mention, j):
-                    found += [
-                        (t.side or t.site_side, t.site, t.weak)
-                        for k in range(j, run)
-                        if (t := units[k].term).place
-                    ]
+        elif term.place and not (j in p.used and term.structure is not None and not term.side):
+            run = _past_places(p, j)
+            if run in heads:
+                # "markers within the left lobe mass": both lie there; else it is the next one's.
+                if _is_behind_preposition(p, mention, j):
+                    found += _places_in(p.terms[j:run])
                 break
             for k in range(j, run):
-                t = units[k].term
-                if t.place and k not in quiet and k not in p.taken:
-                    found.append((t.side or t.site_side, t.site, t.weak))
+                place = p.terms[k].place
+                if place and k not in quiet and k not in p.taken:
+                    found.append(place)
                     p.taken.add(k)
                     mention.trailing = True
-                    if joined and not verb:
+                    if joined:
                         mention.right = k
             j = run
-            continue
-        if term.verb or term.temporal:
-            verb = True
-            if term.temporal and mention.temporal is None and term.verb:
-                mention.temporal = term.temporal
-            j += 1
-            continue
-        if term.join == ",":
-            nxt = units[j + 1].term if j + 1 < count else None
-            if nxt is not None and nxt.side == "both":
-                j += 1
-                continue
-            break
-        if term.join in ("and", "or"):
-            # "in the right base and the left upper lobe"
-            k = j + 1
-            while k < count and (
-                units[k].term.preposition
-                or units[k].term.text in ("the", "also")
-                or units[k].term.modifier
-            ):
-                k += 1
-            run = _run_of_places(p, k)
-            if (
-                not (found or units[j - 1].term.modifier)
-                or run == k
-                or (
-                    run < count
-                    and (run in heads or units[run].term.structure is not None and run in p.used)
-                )
-            ):
-                break
-            j = k
-            continue
-        if term.forward is not None and not term.preposition:
-            break
-        if term.text == "with" or term.join in (";", "(", ":"):
-            break
-        if term.observation is not None:
-            break
-        if not (
-            term.preposition
-            or term.modifier
-            or term.stop
-            or term.structure is not None
-            or term.shape
-            or not term.text
-            or term.states
-        ):
-            break
-        if not term.text and not _place_soon(p, j):
+        elif term.verb or term.temporal:
+            if term.verb:
+                mention.temporal = mention.temporal or term.temporal
             joined = False
-        j += 1
+            j += 1
+        elif term.join in ("and", "or"):
+            further = _further_places(p, j, heads, found)
+            if further is None:
+                break
+            j = further
+        elif _ends_behind(p, j):
+            break
+        else:
+            if not term.text and not any(t.place for t in p.terms[j + 1 : j + 4]):
+                joined = False
+            j += 1
     mention.places += found
 
 
-def _place_soon(p: Parse, j: int) -> bool:
-    return any(p.units[k].term.place for k in range(j + 1, min(j + 4, len(p.units))))
+def _ends_behind(p: Parse, j: int) -> bool:
+    """Tell whether no place of an observation before `j` can follow there."""
+    term = p.terms[j]
+    if term.join == ",":
+        return p.at(j + 1).side != "both"
+    if term.forward.means and not term.preposition:
+        return True
+    if term.accompanies or term.join or term.observation is not None:
+        return True
+    small = term.preposition or term.stop or term.shape
+    return not (small or term.modifier or term.structure or term.states or not term.text)
 
 
-def _run_of_places(p: Parse, j: int) -> int:
+def _further_places(p: Parse, j: int, heads: set[int], found: list[Place]) -> int | None:
+    """Return the unit of the places that "and" at `j` adds: "in the right base and the left"."""
+    if not (found or p.terms[j - 1].modifier):
+        return None
+    k = p.past(j + 1, lambda t: t.preposition or t.determiner or t.modifier or t.text == "also")
+    run = _past_places(p, k)
+    if run == k or run in heads or (p.at(run).structure is not None and run in p.used):
+        return None
+    return k
+
+
+def _past_places(p: Parse, j: int) -> int:
     """Return the unit behind a run of places and their modifiers that begins at `j`."""
-    units = p.units
-    while j < len(units) and (
-        units[j].term.place
-        or units[j].term.modifier
-        or (units[j].term.join in ("and", "or", ",") and j + 1 < len(units) and units[j + 1].term.place and units[j - 1].term.place and not _heads_phrase(p, j + 1))
-    ):  # fmt: skip
+    while in_phrase(term := p.at(j)) or (
+        term.lists and p.at(j + 1).place and p.at(j - 1).place and not _leads_on(p, j + 1)
+    ):
         j += 1
     return j
 
 
-def _heads_phrase(p: Parse, j: int) -> bool:
+def _leads_on(p: Parse, j: int) -> bool:
     """Tell whether the places at `j` lead straight into another observation."""
-    while j < len(p.units) and (p.units[j].term.place or p.units[j].term.modifier):
-        j += 1
-    return j < len(p.units) and (p.units[j].term.observation is not None or j in p.used)
+    j = p.past(j, in_phrase)
+    return p.at(j).observation is not None or j in p.used
 
 
-def _is_joined(p: Parse, mention: Mention, j: int) -> bool:
-    j -= 1
-    while j > mention.last and (
-        p.units[j].term.text in ("the", "a", "an") or p.units[j].term.modifier
-    ):
-        j -= 1
-    return j > mention.last and p.units[j].term.preposition
+def _is_behind_preposition(p: Parse, mention: Mention, j: int) -> bool:
+    j = p.before(j - 1, lambda t: t.determiner or t.modifier)
+    return j > mention.last and p.terms[j].preposition
 
 
-def _share_places(p: Parse) -> None:
-    """Let lists, explanations and leading phrases give their place to observations that name none."""
-    units = p.units
-    free = [m for m in p.mentions if not m.said]
-    for index, mention in enumerate(free):
-        if not _sided(mention) and index:
-            before = free[index - 1]
-            between = [units[k].term for k in range(before.last + 1, mention.first)]
-            companion = any(t.companion for t in between)
-            if _same_list(between) and before.leading and not before.observation.fixed:
-                mention.places = _given(mention, before) + mention.places
-                mention.leading = True
-            elif (
-                mention.linked_to is None
-                and before.assertion != "negative"
-                and mention.assertion != "negative"
-                and (companion or any(t.text == "with" for t in between))
-                and not before.observation.fixed
-            ):
-                mention.places = _given(mention, before) + mention.places
-                mention.leading = bool(mention.places)
-    for index in range(len(free) - 2, -1, -1):
-        mention, after = free[index], free[index + 1]
-        if (
-            not _strong(mention)
-            and after.trailing
-            and not after.leading
-            and mention.linked_to is None
+# -- places that others lend
+
+
+def _share_in_lists(p: Parse, free: list[Mention]) -> None:
+    """Let a place before a list govern its items, and a place behind it those before."""
+    for before, mention in pairwise(free):
+        if _is_placed(mention) or before.observation.fixed:
+            continue
+        between = p.terms[before.last + 1 : mention.first]
+        if before.leading and _is_list(between):
+            mention.places = _lent(mention, before) + mention.places
+            mention.leading = True
+        elif (
+            mention.linked_to is None
+            and not (before.denied or mention.denied)
+            and any(t.companion or t.accompanies for t in between)
         ):
-            between = [units[k].term for k in range(mention.last + 1, after.first)]
-            if _same_list(between) and not after.observation.fixed:
-                mention.places = mention.places + after.places
-    loose = [
-        i for i, u in enumerate(units) if u.term.place and i not in p.taken and i not in p.used
-    ]
-    for mention in free:
-        if mention.linked_to is not None or _sided(mention):
-            continue
-        if mention.assertion == "negative":
-            mention.places = (
-                _side_of_clear_lung(p, mention) or _side_of_subject(p, mention)
-            ) + mention.places
-            continue
-        lead = [
-            i
-            for i in loose
-            if i < mention.first
-            and not any(
-                units[k].term.join == ";"
-                or (units[k].term.forward is not None and units[k].term.forward.means == "emphasis")
-                for k in range(i, mention.first)
-            )
-        ]
-        if lead and (
-            lead[0] == 0
-            or units[lead[0] - 1].term.preposition
-            or units[lead[0] - 1].term.text in ("the", "both", "a")
-        ):
-            given: list[Place] = [
-                (
-                    units[i].term.side or units[i].term.site_side,
-                    units[i].term.site,
-                    units[i].term.weak,
-                )
-                for i in lead
-            ]
-            mention.places = [x for x in given if not _strong(mention) or x[0]] + mention.places
-        else:
-            mention.places = _side_of_subject(p, mention) + mention.places
-    for index, mention in enumerate(free):
-        if mention.assertion == "uncertain" and mention.linked_to is None and not _strong(mention):
-            # "right base opacity may be atelectasis, but pneumonia is not excluded": there as well.
-            for head in reversed(free[:index]):
-                if (
-                    _strong(head)
-                    and head.assertion != "negative"
-                    and not head.observation.fixed
-                    and "Support Devices" not in head.observation.diseases
-                ):
-                    mention.places = _given(mention, head) + mention.places
-                    break
-    for mention in p.mentions:
-        head = mention.linked_to
-        if head is None:
-            continue
-        if not _sided(mention):
-            lent = _given(mention, head) if _strong(mention) else list(head.places)
-            mention.places = lent + mention.places
-        elif not _sided(head) and _sided(mention) and not head.said and not head.observation.fixed:
-            head.places = list(mention.places)
+            mention.places = _lent(mention, before) + mention.places
+            mention.leading = bool(mention.places)
+    for mention, after in reversed(list(pairwise(free))):
+        governs = after.trailing and not after.leading and not after.observation.fixed
+        takes = mention.linked_to is None and not _is_strong(mention)
+        if governs and takes and _is_list(p.terms[mention.last + 1 : after.first]):
+            mention.places = mention.places + after.places
 
 
-def _given(mention: Mention, giver: Mention) -> list[Place]:
-    """Return the places that one observation lends another: its sides alone to one that names a site itself."""
-    if not mention.observation.site.sided:
-        return []
-    if _strong(mention) or "Support Devices" in mention.observation.diseases:
-        return [(side, None, False) for side, _, _ in giver.places if side]
-    return [place for place in giver.places if place[1] is None or place[1].sided]
-
-
-def _side_of_subject(p: Parse, mention: Mention) -> list[Place]:
-    """Return the side of the lung that the sentence is about: "the right lung demonstrates basilar atelectasis"."""
-    for group in p.groups:
-        if group.last < mention.first and group.members[0][2].site.sided:
-            between = [p.units[k].term for k in range(group.last + 1, mention.first)]
-            if (
-                between
-                and between[0].verb
-                and not any(t.join == ";" or t.text == "but" for t in between)
-            ):
-                return [x for x in own_side(p, group) if x[0]]
-    return []
-
-
-def _side_of_clear_lung(p: Parse, mention: Mention) -> list[Place]:
-    """Return the side of the lung that a denial speaks of: "the left lung is clear without consolidation"."""
-    held = p.scope[mention.first]
-    if (
-        held is None
-        or held[1] > mention.first
-        or p.units[held[1]].term.text in ("no", "negative for")
-    ):
-        return []
-    group = next((g for g in reversed(p.groups) if g.last < held[1]), None)
-    if group is None or group.members[0][2].id != "lungs" or len(group.members) > 1:
-        return []
-    between = range(group.last + 1, held[1])
-    if any(p.units[k].term.join == ";" or p.units[k].term.observation is not None for k in between):
-        return []
-    return [x for x in own_side(p, group) if x[0]]
-
-
-def _sided(mention: Mention) -> bool:
-    return any(
-        side is not None or (site is not None and not site.sided)
-        for side, site, _ in mention.places
-    )
-
-
-def _strong(mention: Mention) -> bool:
-    return any(not weak for _, _, weak in mention.places)
-
-
-def _same_list(between: list[Term]) -> bool:
-    return any(t.join in (",", "and", "or") for t in between) and all(
-        t.join in (",", "and", "or")
-        or t.modifier
-        or t.place
-        or not t.text
-        or t.text in ("a", "the", "any", "definite", "large", "of")
-        or t.states
+def _is_list(between: list[Term]) -> bool:
+    return any(t.lists for t in between) and all(
+        t.lists or in_phrase(t) or t.states or t.determiner or t.filler or not t.text
         for t in between
     )
 
 
-def regions_of(observation: Observation, places: list[Place]) -> frozenset[str]:
-    """Resolve places to regions: a site takes the side before it, a lone side the observation's own site."""
+def _share_in_sentence(p: Parse, free: list[Mention]) -> None:
+    """Give observations without a side the places that head the sentence, or its subject's."""
+    loose = [i for i, t in enumerate(p.terms) if t.place and i not in p.taken and i not in p.used]
+    for mention in free:
+        if mention.linked_to is not None or _is_placed(mention):
+            continue
+        if mention.denied:
+            lent = _side_of_clear_lung(p, mention) or _side_of_subject(p, mention)
+        elif lead := _leading_places(p, mention, loose):
+            lent = [place for place in lead if place[0] or not _is_strong(mention)]
+        else:
+            lent = _side_of_subject(p, mention)
+        mention.places = lent + mention.places
+    for index, mention in enumerate(free):
+        if mention.assertion == "uncertain" and not mention.linked_to and not _is_strong(mention):
+            # "right base opacity may be atelectasis, but pneumonia is not excluded": there as well.
+            head = next((m for m in reversed(free[:index]) if _lends(m)), None)
+            if head is not None:
+                mention.places = _lent(mention, head) + mention.places
+
+
+def _lends(head: Mention) -> bool:
+    observation = head.observation
+    return _is_strong(head) and not (head.denied or observation.fixed or observation.device)
+
+
+def _leading_places(p: Parse, mention: Mention, loose: list[int]) -> list[Place]:
+    """Return the places that head a sentence: "In the right lung, there is an opacity"."""
+    lead = [
+        i
+        for i in loose
+        if i < mention.first
+        and not any(
+            t.join == ";" or t.forward.means == "emphasis" for t in p.terms[i : mention.first]
+        )
+    ]
+    if not lead:
+        return []
+    before = p.at(lead[0] - 1)
+    heads = lead[0] == 0 or before.preposition or before.determiner
+    return _places_in([p.terms[i] for i in lead]) if heads else []
+
+
+def _side_of_subject(p: Parse, mention: Mention) -> list[Place]:
+    """Return the side of the lung that a sentence is about: "the right lung shows atelectasis"."""
+    for group in p.groups:
+        if group.last < mention.first and group.members[0].structure.site.sided:
+            between = p.terms[group.last + 1 : mention.first]
+            parted = any(t.join == ";" or t.text == "but" for t in between)
+            if between and between[0].verb and not parted:
+                return _sides(own_side(p, group))
+    return []
+
+
+def _side_of_clear_lung(p: Parse, mention: Mention) -> list[Place]:
+    """Return the side that a denial speaks of: "the left lung is clear without consolidation"."""
+    cue = p.scope[mention.first].cue
+    if cue < 0 or cue > mention.first or p.terms[cue].text in ("no", "negative for"):
+        return []
+    group = next((g for g in reversed(p.groups) if g.last < cue), None)
+    if group is None or group.members[0].structure.id != "lungs" or len(group.members) > 1:
+        return []
+    between = p.terms[group.last + 1 : cue]
+    if any(t.join == ";" or t.observation is not None for t in between):
+        return []
+    return _sides(own_side(p, group))
+
+
+def _share_with_explanations(p: Parse) -> None:
+    """Let an explanation lie where the observation lies that it explains, or the reverse."""
+    for mention in p.mentions:
+        head = mention.linked_to
+        if head is None:
+            continue
+        if not _is_placed(mention):
+            lent = _lent(mention, head) if _is_strong(mention) else head.places
+            mention.places = lent + mention.places
+        elif not (_is_placed(head) or head.said or head.observation.fixed):
+            head.places = list(mention.places)
+
+
+def _lent(mention: Mention, giver: Mention) -> list[Place]:
+    """Return the places that one observation lends another.
+
+    One that names a site itself takes the sides alone.
+    """
+    if not mention.observation.site.sided:
+        return []
+    if _is_strong(mention) or mention.observation.device:
+        return _sides([(side, None, False) for side, _, _ in giver.places])
+    return [place for place in giver.places if place[1] is None or place[1].sided]
+
+
+def _sides(places: list[Place]) -> list[Place]:
+    return [place for place in places if place[0]]
+
+
+def _is_placed(mention: Mention) -> bool:
+    """Tell whether a mention has a side, or a site that has none."""
+    return any(side or (site is not None and not site.sided) for side, site, _ in mention.places)
+
+
+def _is_strong(mention: Mention) -> bool:
+    return any(not weak for _, _, weak in mention.places)
+
+
+# -- regions
+
+
+def regions_of(observation: Observation, places: Sequence[Place]) -> frozenset[str]:
+    """Resolve places to regions: a site takes the side before it, a lone side the own site."""
     site = observation.site
     if observation.fixed:
         elsewhere = {s.id for _, s, weak in places if s is not None and not weak}
-        if not (elsewhere & observation.places) or site.id in elsewhere:
+        if site.id in elsewhere or not elsewhere & observation.places:
             return site.by_side[None]
-        places = [x for x in places if x[1] is None or x[1].id in observation.places]
-    strong = any(not weak and s is not None for _, s, weak in places)
-    sides = [side for side, s, _ in places if side is not None and s is None]
+        places = [
+            place for place in places if place[1] is None or place[1].id in observation.places
+        ]
+    regions, lone = _regions_of_sites(places)
+    if site.sided:
+        regions.update(*(site.by_side[side] for side in lone))
+    return tidy(regions or set(site.by_side[None]))
+
+
+def _regions_of_sites(places: Sequence[Place]) -> tuple[set[str], set[Side | None]]:
+    """Return the regions of the sites among places, and the sides that no site took."""
+    strong = any(site is not None and not weak for _, site, weak in places)
+    lone = {side for side, site, _ in places if site is None}
     regions: set[str] = set()
-    current: str | None = None
-    free_sides = set(sides)
-    waiting: list[Site] = []
-    for side, where, weak in places:
-        if where is None:
+    waiting: list[Site] = []  # for a side behind them
+    current: Side | None = None
+    for side, site, weak in places:
+        if site is None:
             current = side
-            continue
-        if weak and strong:
-            continue
-        if side is not None and current in ("left", "right") and side != "both":
-            side = current
-            free_sides.discard(current)
-        elif side is None and current is not None and where.sided:
-            side = current
-            free_sides.discard(current)
-        elif side is None and where.sided:
-            waiting.append(where)
-            continue
-        regions |= where.by_side[side]
-    for where in waiting:
-        if free_sides and not regions:
-            for side in sorted(free_sides):
-                regions |= where.by_side[side]
-        else:
-            regions |= where.by_side[current]
-    if waiting:
-        free_sides = set()
-    for side in sorted(free_sides):
-        if site.sided:
+        elif not (weak and strong):
+            if _takes_side(side, site, current):
+                side = current
+                lone.discard(current)
+            if side is None and site.sided:
+                waiting.append(site)
+            else:
+                regions |= site.by_side[side]
+    for site in waiting:
+        for side in lone if lone and not regions else {current}:
             regions |= site.by_side[side]
-    if not regions:
-        regions |= site.by_side[None]
-    return tidy(regions)
+    return regions, set() if waiting else lone
+
+
+def _takes_side(side: Side | None, site: Site, current: Side | None) -> bool:
+    if side is None:
+        return current is not None and site.sided
+    return side != "both" and current in ("left", "right")
 
 
 def tidy(regions: set[str]) -> frozenset[str]:

@@ -2,415 +2,336 @@
 
 from __future__ import annotations
 
-from cot_builder.decompose.parse import Mention, Parse
+from itertools import pairwise
+from typing import Final
+
+from cot_builder.decompose.lexicon import Cue, Term
+from cot_builder.decompose.parse import FREE, Hold, Mention, Parse, Reached, in_phrase
+
+_REACHING: Final = frozenset({"negative", "uncertain", "drop", "link", "emphasis"})
+_JUDGING: Final = frozenset({"negative", "uncertain"})
+_HEDGING: Final = frozenset({"uncertain", "link"})
+_CONTRASTS: Final = frozenset({"favor_over", "rather_than"})  # cues that deny an explanation
 
 
 def read_cues(p: Parse) -> None:
-    """Give every observation its assertion, drop what is only supposed, and link explanations to what they explain."""
-    _scopes(p)
+    """Judge every observation, drop what is only supposed, and link explanations."""
+    p.scope = [FREE] * len(p.terms)
+    for i in range(len(p.terms)):
+        if i not in p.used and _takes_hold(p, i):
+            _reach_forward(p, i)
+    for i, term in enumerate(p.terms):
+        if term.backward.means and i not in p.used and not _looks_forward(p, i):
+            _reach_back(p, i, term.backward.means)
+    for i, term in enumerate(p.terms):
+        if term.mask and i > 0:
+            _read_mask(p, i)
     _assert_mentions(p)
     _alternatives(p)
 
 
-def _scopes(p: Parse) -> None:
-    units = p.units
-    p.scope = [None] * len(units)
-    for i, unit in enumerate(units):
-        if i in p.used:
-            continue
-        cue = unit.term.forward
-        if cue is not None and cue.means in ("negative", "uncertain", "drop", "link", "emphasis"):
-            held = p.scope[i]
-            if held is not None and (
-                held[0] == "drop"
-                or (held[0] == "negative" and cue.means in ("uncertain", "link"))
-                # "most likely | due to atelectasis": the hedge stands.
-                or (held[0] == "uncertain" and cue.means == "link" and i - held[1] <= 2)
-            ):
-                continue
-            if (
-                cue.means == "negative"
-                and unit.term.text == "not"
-                and i + 1 < len(units)
-                and units[i + 1].term.states
-            ):
-                continue
-            if cue.id == "favor_over" and not any(
-                units[k].term.text.startswith("favor") for k in range(i)
-            ):
-                continue
-            last = _reach(p, i, cue.means)
-            if cue.means != "emphasis":
-                for j in range(i + 1, last + 1):
-                    p.scope[j] = (cue.means, i)
-            if last > i:
-                p.cues.append((cue.means, i, i + 1, last))
-            if (
-                cue.means == "uncertain"
-                and unit.term.backward is None
-                and not _holds_observation(p, i + 1, last)
-                and _closes(p, i)
-            ):
-                _reach_back(p, i, "uncertain")
-    for i, unit in enumerate(units):
-        cue = unit.term.backward
-        if cue is not None and i not in p.used:
-            if unit.term.forward is not None and _holds_observation(
-                p, i + 1, _reach(p, i, unit.term.forward.means)
-            ):
-                continue
-            if (
-                unit.term.forward is not None
-                and unit.term.forward.means == "uncertain"
-                and not _closes(p, i)
-            ):
-                continue
-            if unit.term.temporal and _premodifies(p, i):
-                continue
-            _reach_back(p, i, cue.means)
-    _masked_links(p)
+# -- forward cues
 
 
-def _holds_observation(p: Parse, first: int, last: int) -> bool:
-    return any(p.units[j].term.observation is not None for j in range(first, last + 1))
+def _takes_hold(p: Parse, i: int) -> bool:
+    """Tell whether a forward cue works where it stands."""
+    term, held = p.terms[i], p.scope[i]
+    cue = term.forward
+    if cue.means not in _REACHING or _stays_held(cue, held, i):
+        return False
+    if term.text == "not" and p.at(i + 1).states:
+        return False  # denies the state, not what follows it
+    return cue.id != "favor_over" or any(t.text.startswith("favor") for t in p.terms[:i])
 
 
-def _premodifies(p: Parse, i: int) -> bool:
-    j = i + 1
-    while j < len(p.units) and (p.units[j].term.modifier or p.units[j].term.place):
-        j += 1
-    return j < len(p.units) and p.units[j].term.observation is not None
+def _stays_held(cue: Cue, held: Hold, i: int) -> bool:
+    if held.means == "negative":
+        return cue.means in _HEDGING
+    if held.means == "uncertain":  # "most likely | due to atelectasis": the hedge stands
+        return cue.means == "link" and i - held.cue <= 2
+    return held.means == "drop"
+
+
+def _reach_forward(p: Parse, i: int) -> None:
+    term = p.terms[i]
+    means = term.forward.means
+    last = _reach(p, i, means)
+    if last > i:
+        p.cues.append(Reached(means, i, i + 1, last))
+    if means != "emphasis":
+        p.scope[i + 1 : last + 1] = [Hold(means, i)] * (last - i)
+    lonely = means == "uncertain" and not term.backward.means
+    if lonely and not _observes(p.terms[i + 1 : last + 1]) and _closes(p, i):
+        _reach_back(p, i, means)
+
+
+def _observes(terms: list[Term]) -> bool:
+    return any(term.observation is not None for term in terms)
 
 
 def _closes(p: Parse, i: int) -> bool:
-    """Tell whether nothing but a closing verb follows a hedge: "pneumonia is possible", "effusion may be present"."""
-    if i + 1 < len(p.units) and not p.units[i + 1].term.verb and p.units[i].term.backward is None:
+    """Tell whether only a closing verb follows a hedge: "pneumonia may be present"."""
+    if i + 1 < len(p.terms) and not p.terms[i + 1].verb and not p.terms[i].backward.means:
         return False
-    for j in range(i + 1, len(p.units)):
-        term = p.units[j].term
-        if term.join in (";", ",") or (term.forward is not None and term.forward.means == "end"):
-            return True
-        if not (term.verb or term.stop or term.modifier or term.place or term.preposition):
-            return False
-    return True
+    j = p.past(i + 1, _is_closing)
+    return j == len(p.terms) or p.terms[j].breaks or p.terms[j].join == ","
+
+
+def _is_closing(term: Term) -> bool:
+    if term.breaks or term.join == ",":
+        return False
+    return term.verb or term.stop or term.preposition or in_phrase(term)
 
 
 def _reach(p: Parse, i: int, means: str) -> int:
     """Return the last unit that a forward cue at `i` reaches."""
-    units, count = p.units, len(p.units)
     listed = False  # an "or" has come: a later comma closes the list
+    seen = False  # an observation has come: a verb begins another clause
     j = i + 1
-    while j < count:
-        term = units[j].term
-        if term.join in (";", ":") or (term.forward is not None and term.forward.means == "end"):
+    while j < len(p.terms):
+        term = p.terms[j]
+        if _ends_reach(p, i, j, means, seen=seen):
             break
-        cue = term.forward
-        if cue is not None and not term.join:
-            if means == "negative" and cue.means == "negative" and j > i + 1:
-                break
-            if (
-                means in ("uncertain", "link")
-                and cue.means in ("negative", "none")
-                and cue.id != "resolved"
-            ):
-                break
-            if (
-                means == "negative"
-                and cue.means == "uncertain"
-                and units[j - 1].term.join == ","
-                and not cue.nested
-            ):
-                break
-            if means == "negative" and cue.means == "link" and not _any_observation(p, i, j):
-                pass
-        if (
-            term.backward is not None
-            and term.backward.means in ("negative", "uncertain")
-            and cue is None
-            and not term.modifier
-            and means != "drop"
-        ):
+        joins = term.join == "," or (term.join == "and" and means != "drop")
+        if joins and not _list_goes_on(p, j, listed=listed, means=means):
             break
-        if term.verb and means != "drop" and (j > i + 1) and _any_observation(p, i, j):
-            break
-        if term.text == "with" and means != "drop" and _any_observation(p, i, j):
-            break
-        if (
-            means != "drop"
-            and j > i + 1
-            and j in p.used
-            and not term.place
-            and term.structure is not None
-        ):
-            break
-        if term.join == "," or (term.join == "and" and means != "drop"):
-            if not _list_goes_on(p, j, listed=listed, means=means):
-                break
-        if term.join == "or":
-            listed = True
+        listed = listed or term.join == "or"
+        seen = seen or term.observation is not None or term.generic
         j += 1
-    while j - 1 > i and units[j - 1].term.join:
+    while j > i + 1 and p.terms[j - 1].join:
         j -= 1
     return j - 1
 
 
-def _any_observation(p: Parse, i: int, j: int) -> bool:
-    return any(
-        p.units[k].term.observation is not None or p.units[k].term.generic for k in range(i + 1, j)
-    )
+def _ends_reach(p: Parse, i: int, j: int, means: str, *, seen: bool) -> bool:
+    """Tell whether the reach of a cue at `i` ends before the unit `j`."""
+    term = p.terms[j]
+    if term.breaks or term.join == ":":
+        return True
+    if term.forward.means and not term.join and _takes_over(p, i, j, means):
+        return True
+    if means == "drop":
+        return False
+    if term.backward.means in _JUDGING and not term.forward.means and not term.modifier:
+        return True
+    if seen and (term.verb or term.accompanies):
+        return True
+    return j > i + 1 and j in p.used and term.structure is not None and not term.place
+
+
+def _takes_over(p: Parse, i: int, j: int, means: str) -> bool:
+    """Tell whether a cue at `j` takes over from a cue at `i`."""
+    cue = p.terms[j].forward
+    if means == "negative":
+        after_comma = p.terms[j - 1].join == "," and not cue.nested
+        return (cue.means == "negative" and j > i + 1) or (cue.means == "uncertain" and after_comma)
+    return means in _HEDGING and cue.means in ("negative", "none") and cue.id != "resolved"
 
 
 def _list_goes_on(p: Parse, comma: int, *, listed: bool, means: str) -> bool:
     """Tell whether the list that a cue heads continues behind a comma or an "and"."""
-    units, count = p.units, len(p.units)
-    j = comma + 1
-    while j < count and units[j].term.join in ("and", "or", ","):
-        if units[j].term.join == "or":
-            return True
-        j += 1
-    if j >= count:
+    begin = p.past(comma + 1, lambda t: t.lists and t.join != "or")
+    if p.at(begin).join == "or":
+        return True
+    if begin == len(p.terms):
         return False
-    first = units[j].term
-    more_or = False
-    seen = False
-    k = j
-    while k < count:
-        term = units[k].term
-        if term.join == "or":
-            more_or = True
-        if term.join == ";" or (term.forward is not None and term.forward.means == "end"):
+    more_or = seen = False
+    for k in range(begin, len(p.terms)):
+        term = p.terms[k]
+        more_or = more_or or term.join == "or"
+        if term.breaks:
             break
-        if k in p.used and term.structure is not None and not seen:
+        if not seen and (term.verb or (k in p.used and term.structure is not None)):
             return False
-        if term.verb and not seen:
-            return False
-        if term.verb and seen and means != "drop":
-            # "no effusion, the heart is large": a clause of its own, unless only a closing participle follows.
-            break
+        if term.verb and means != "drop":
+            break  # "no effusion, the heart is large": a clause of its own
         seen = seen or term.observation is not None
-        k += 1
     if not seen:
         return means == "drop"
-    if (
-        first.forward is not None
-        and first.forward.means in ("negative", "uncertain")
-        and not first.forward.nested
-    ):
+    first = p.terms[begin]
+    if first.forward.means in _JUDGING and not first.forward.nested:
         return False
     if means == "drop":
         return True
-    starts_anew = first.positive_start or first.side is not None
-    if units[comma].term.join == "and":
-        return not starts_anew or means != "negative"
-    if means in ("uncertain", "link"):
+    anew = first.positive_start or first.side is not None
+    if p.terms[comma].join == "and":
+        return means != "negative" or not anew
+    if means in _HEDGING:
         return more_or and not listed
-    return (more_or or not starts_anew) and not (listed and not more_or)
+    return more_or or not (anew or listed)
+
+
+# -- backward cues
+
+
+def _looks_forward(p: Parse, i: int) -> bool:
+    """Tell whether a cue that could work backwards works forwards here."""
+    term = p.terms[i]
+    means = term.forward.means
+    if means and _observes(p.terms[i + 1 : _reach(p, i, means) + 1]):
+        return True
+    if means == "uncertain" and not _closes(p, i):
+        return True
+    return bool(term.temporal) and p.heads_observation(i + 1)
 
 
 def _reach_back(p: Parse, i: int, means: str) -> None:
-    """Let a backward cue at `i` reach the list before it."""
-    units, j = p.units, i - 1
-    if j >= 0 and units[j].term.join == "," and units[i].term.text.startswith("if "):
-        j -= 1  # "effusion, if any"
-    # The nearest observation, past the verbs of its clause: "would be hard to see and cannot be excluded".
-    last = j
-    while last >= 0 and units[last].term.observation is None and units[last].term.join in ("", "and", ":"):
-        last -= 1
-    if last < 0 or units[last].term.observation is None:
+    """Let a cue at `i` reach the list before it."""
+    terms, last = p.terms, i - 1
+    if p.at(last).join == "," and terms[i].text.startswith("if "):
+        last -= 1  # "effusion, if any"
+    # The nearest observation, past verbs: "would be hard to see and cannot be excluded".
+    last = p.before(last, lambda t: t.observation is None and t.join in ("", "and", ":"))
+    if p.at(last).observation is None:
         return
     j = last
-    while j >= 0:
-        term = units[j].term
-        if (
-            term.join == ";"
-            or (term.forward is not None and term.forward.means == "end")
-            or (term.join == "," and not any(units[k].term.join for k in range(j + 1, last + 1)))
-            or (means == "uncertain" and term.forward is not None and term.forward.means in ("uncertain", "link"))
-            or term.verb
-            or (j in p.used and term.structure is not None)
-        ):
-            break
-        if term.backward is not None and term.backward.means != means and term.forward is None:
-            break
+    while j >= 0 and not _ends_reach_back(p, j, last, means):
         j -= 1
     if last > j:
-        p.cues.append((means, i, j + 1, last))
+        p.cues.append(Reached(means, i, j + 1, last))
+    hedge_behind = means == "uncertain" and bool(terms[i].backward.means)
     for k in range(j + 1, last + 1):
-        held = p.scope[k]
-        if (
-            held is None
-            or held[0] in ("link",)
-            or means == "drop"
-            or (means == "negative" and held[0] == "uncertain")
-            or (
-                means == "uncertain"
-                and units[i].term.backward is not None
-                and held[0] != "drop"
-                and held[0] != "negative"
-            )
-        ):
-            p.scope[k] = (means, i)
+        if _yields(p.scope[k].means, means, hedge_behind=hedge_behind):
+            p.scope[k] = Hold(means, i)
 
 
-def _masked_links(p: Parse) -> None:
-    """A masked word between an observation and its explanation is a hedge: "opacities, XXXX atelectasis"."""
-    units = p.units
-    for i, unit in enumerate(units):
-        if not unit.term.mask or i == 0 or units[i - 1].term.text == "with":
-            continue
-        if i + 1 < len(units) and units[i + 1].term.join:
-            continue
-        behind = [m for m in p.mentions if m.last < i and not m.said]
-        if not behind:
-            continue
-        previous = behind[-1]
-        j = i + 1
-        linked = False
-        if (
-            j < len(units)
-            and units[j].term.forward is not None
-            and units[j].term.forward.means == "link"
-        ):
-            if units[j].term.text.endswith(("consistent with", "compatible with")):
-                continue
-            j, linked = j + 1, True
-        if p.scope[i] is not None and p.scope[i][0] == "negative":  # type: ignore[index]
-            continue
-        between = [units[k].term for k in range(previous.last + 1, i)]
-        if any(t.verb and not t.modifier and not t.text == "is" for t in between) and not linked:
-            continue
-        if (
-            any(
-                t.join in ("and", "or", ";")
-                or (t.preposition and between[-1].join != ",")
-                or (t.forward and t.forward.means in ("end", "negative"))
-                for t in between
-            )
-            and not linked
-        ):
-            continue
-        last = _reach(p, i if not linked else i + 1, "uncertain")
-        if not _holds_observation(p, j, last):
-            continue
-        if not linked and any(
-            units[k].term.preposition
-            for k in range(j, last + 1)
-            if k < next(x for x in range(j, last + 1) if units[x].term.observation)
-        ):
-            continue
-        p.cues.append(("uncertain", i, j, last))
-        for k in range(j, last + 1):
-            p.scope[k] = ("uncertain", i)
+def _ends_reach_back(p: Parse, j: int, last: int, means: str) -> bool:
+    term = p.terms[j]
+    if term.breaks or term.verb or (j in p.used and term.structure is not None):
+        return True
+    if term.join == "," and not any(t.join for t in p.terms[j + 1 : last + 1]):
+        return True
+    if means == "uncertain" and term.forward.means in _HEDGING:
+        return True
+    return term.backward.means not in ("", means) and not term.forward.means
 
 
-def _assert_mentions(p: Parse) -> None:
-    units, kept = p.units, []
-    explained: Mention | None = None
-    for mention in p.mentions:
-        if mention.said:
-            kept.append(mention)
-            if mention.assertion != "negative" and mention.observation.diseases != ("No Finding",):
-                explained = mention
-            continue
-        held = p.scope[mention.first]
-        means, at = held if held else (None, -1)
-        if means == "drop" and not mention.observation.fact:
-            continue
-        if means == "negative" or (means == "uncertain" and not mention.observation.fact):
-            mention.assertion = "negative" if means == "negative" else "uncertain"
-            mention.cue, mention.reason = _cue_id(p, at, means), f"{means} by {p.text(at)!r}"
-        else:
-            mention.reason = f"{mention.assertion}: no cue reaches it"
-        if (
-            held
-            and held[0] in ("uncertain", "link", "negative")
-            and explained is not None
-            and held[1] > explained.last
-        ):
-            forward = units[held[1]].term.forward
-            explains = (
-                forward is not None
-                and (forward.means in ("link", "uncertain") or forward.id in ("favor_over", "rather_than"))
-            ) or units[held[1]].term.mask
-            if explains and _links(p, explained, held[1]):
-                mention.linked_to = explained
-        if mention.assertion != "negative" and mention.linked_to is None:
-            explained = mention
-        kept.append(mention)
-    p.mentions = [m for m in kept if not (m.observation.part and _has_owner(p, m, kept))]
+def _yields(held: str, means: str, *, hedge_behind: bool) -> bool:
+    """Tell whether what holds a unit gives way to a cue behind it."""
+    if held in ("", "link") or means == "drop":
+        return True
+    return held == "uncertain" if means == "negative" else hedge_behind and held == "uncertain"
 
 
-def _has_owner(p: Parse, part: Mention, mentions: list[Mention]) -> bool:
-    """Tell whether a part ("leads") belongs to another device of the sentence."""
+# -- masked words
+
+
+def _read_mask(p: Parse, i: int) -> None:
+    """Read a masked word that leads to an explanation as a hedge: "opacities, XXXX atelectasis"."""
+    head = next((m for m in reversed(p.mentions) if m.last < i and not m.said), None)
+    if head is None or p.terms[i - 1].accompanies or p.at(i + 1).join:
+        return
+    if p.scope[i].means == "negative":
+        return
+    linked = p.at(i + 1).forward.means == "link"
+    if linked and p.terms[i + 1].text.endswith(("consistent with", "compatible with")):
+        return
+    if not linked and _parts_from_mask(p.terms[head.last + 1 : i]):
+        return
+    first = i + 2 if linked else i + 1
+    last = _reach(p, first - 1, "uncertain")
+    if not _observes(p.terms[first : last + 1]):
+        return
+    explanation = p.past(first, lambda t: t.observation is None)
+    if not linked and any(t.preposition for t in p.terms[first:explanation]):
+        return
+    p.cues.append(Reached("uncertain", i, first, last))
+    p.scope[first : last + 1] = [Hold("uncertain", i)] * (last + 1 - first)
+
+
+def _parts_from_mask(between: list[Term]) -> bool:
+    """Tell whether the terms between an observation and a masked word part the two."""
     return any(
-        m is not part and not m.observation.part and "Support Devices" in m.observation.diseases
-        for m in mentions
+        (t.verb and not t.modifier and t.text != "is")
+        or t.breaks
+        or t.join in ("and", "or")
+        or t.forward.means == "negative"
+        or (t.preposition and between[-1].join != ",")
+        for t in between
     )
 
 
-def _cue_id(p: Parse, at: int, means: str) -> str:
-    term = p.units[at].term
+# -- assertions
+
+
+def _assert_mentions(p: Parse) -> None:
+    kept = []
+    explained: Mention | None = None
+    for mention in p.mentions:
+        if mention.said:
+            if not mention.denied and not mention.observation.normal:
+                explained = mention
+        else:
+            held = p.scope[mention.first]
+            if held.means == "drop" and not mention.observation.fact:
+                continue
+            _judge(p, mention, held)
+            if explained is not None and _explains(p, held, explained):
+                mention.linked_to = explained
+            elif not mention.denied:
+                explained = mention
+        kept.append(mention)
+    # A part ("leads") belongs to another device of the sentence, if there is one.
+    owned = any(m.observation.device and not m.observation.part for m in kept)
+    p.mentions = [m for m in kept if not (owned and m.observation.part)]
+
+
+def _judge(p: Parse, mention: Mention, held: Hold) -> None:
+    """Give a mention the assertion of the cue that holds it, if it does."""
+    if held.means == "negative" or (held.means == "uncertain" and not mention.observation.fact):
+        mention.assertion = "negative" if held.means == "negative" else "uncertain"
+        mention.cue = _cue_id(p.terms[held.cue], held.means)
+        mention.reason = f"{held.means} by {p.text(held.cue)!r}"
+    else:
+        mention.reason = f"{mention.assertion}: no cue reaches it"
+
+
+def _cue_id(term: Term, means: str) -> str:
     for cue in (term.forward, term.backward):
-        if cue is not None and cue.means == means:
+        if cue.means == means:
             return cue.id
     return "mask" if term.mask else means
 
 
-def _links(p: Parse, head: Mention, cue: int) -> bool:
-    """Tell whether a cue joins what follows to `head` as its explanation: no list item and no new clause begins."""
-    before, forward = p.units[cue - 1].term, p.units[cue].term.forward
-    if (
-        (before.join == "and" or before.text == "with")
-        and forward is not None
-        and forward.id == "doubt"
-    ):
+def _explains(p: Parse, held: Hold, head: Mention) -> bool:
+    """Tell whether what holds an observation makes it the explanation of `head`."""
+    if held.means not in ("uncertain", "link", "negative") or held.cue <= head.last:
         return False
-    return not any(
-        (t := p.units[k].term).join == ";"
-        or (
-            t.forward is not None
-            and t.forward.means == "end"
-            and t.text not in ("which", "that", "also")
-        )
-        for k in range(head.last + 1, cue)
-    )
+    term, before = p.terms[held.cue], p.terms[held.cue - 1]
+    cue = term.forward
+    if not (cue.means in _HEDGING or cue.id in _CONTRASTS or term.mask):
+        return False
+    if cue.id == "doubt" and (before.join == "and" or before.accompanies):
+        return False  # a further item: "opacity and possible effusion"
+    between = p.terms[head.last + 1 : held.cue]
+    return not any(t.breaks and not t.relative for t in between)
 
 
 def _alternatives(p: Parse) -> None:
     """Diagnoses joined by "or" or "versus" are each uncertain, unless they are denied together."""
-    units = p.units
     free = [m for m in p.mentions if not m.said]
-    for left, right in zip(free, free[1:], strict=False):
-        between = range(left.last + 1, right.first)
-        joins = [units[k].term.join for k in between]
-        if "or" not in joins or ";" in joins:
+    for index, (left, right) in enumerate(pairwise(free)):
+        between = p.terms[left.last + 1 : right.first]
+        joins = [t.join for t in between]
+        if "or" not in joins or ";" in joins or left.denied or right.denied:
             continue
-        if any(units[k].term.verb and not units[k].term.modifier for k in between):
-            continue
-        if left.assertion == "negative" or right.assertion == "negative":
+        if any(t.verb and not t.modifier for t in between):
             continue
         right.linked_to = right.linked_to or left.linked_to
-        for mention in (left, right):
-            if mention.assertion == "positive" and not mention.observation.fact:
-                mention.assertion, mention.cue, mention.reason = (
-                    "uncertain",
-                    "alternatives",
-                    "one of several offered",
-                )
+        _offer(left)
+        _offer(right)
         if "," in joins:  # "A, B, or C"
-            at = free.index(left)
-            while at > 0:
-                gap = [units[k].term for k in range(free[at - 1].last + 1, free[at].first)]
-                if (
-                    not gap
-                    or not any(t.join == "," for t in gap)
-                    or not all(t.join == "," or t.modifier or t.place for t in gap)
-                ):
-                    break
-                at -= 1
-                if free[at].assertion == "positive" and not free[at].observation.fact:
-                    free[at].assertion, free[at].cue, free[at].reason = (
-                        "uncertain",
-                        "alternatives",
-                        "one of several offered",
-                    )
+            while index > 0 and _is_list_gap(p.terms[free[index - 1].last + 1 : free[index].first]):
+                index -= 1
+                _offer(free[index])
+
+
+def _is_list_gap(between: list[Term]) -> bool:
+    commas = any(t.join == "," for t in between)
+    return commas and all(t.join == "," or in_phrase(t) for t in between)
+
+
+def _offer(mention: Mention) -> None:
+    if mention.assertion == "positive" and not mention.observation.fact:
+        mention.assertion, mention.cue = "uncertain", "alternatives"
+        mention.reason = "one of several offered"

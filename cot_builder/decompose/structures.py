@@ -1,431 +1,361 @@
-"""Which structure has which state: "heart size and mediastinal contours are normal", "no acute osseous abnormality"."""
+"""Which structure has which state: "heart size and contours are normal", "no bony abnormality"."""
 
 from __future__ import annotations
 
-from cot_builder.decompose.lexicon import Observation, Place
-from cot_builder.decompose.parse import Group, Mention, Parse
-from cot_builder.decompose.units import Unit
+from collections.abc import Iterable
+from typing import Final
+
+from cot_builder.decompose.lexicon import Meaning, Observation, Place, Structure, Term
+from cot_builder.decompose.parse import Group, Member, Mention, Parse, State
 from cot_builder.records import Assertion
+
+# Of these a structure has one: the first in the rank of states.toml.
+EXCLUSIVE: Final = frozenset({"borderline", "enlarged", "normal", "stable", "hidden"})
+_LUNG_PARTS: Final = frozenset({"apex", "hilum"})  # sites that a structure of the lungs may name
 
 
 def read_structures(p: Parse) -> None:
-    """Find groups of structures, give them their states, and write a mention for each that says something."""
+    """Group structures, give them their states, and write a mention for each that tells one."""
     _find_groups(p)
     _attach_states(p)
-    _general_verdicts(p)
-    _structure_mentions(p)
+    for i, term in enumerate(p.terms):
+        if term.generic and term.observation is None:
+            _read_verdict(p, i)
+    for group in p.groups:
+        if group.states and group.standing:
+            _say_states(p, group)
+
+
+# -- groups
 
 
 def _find_groups(p: Parse) -> None:
-    units, count, i = p.units, len(p.units), 0
-    while i < count:
-        term = units[i].term
-        if term.structure is None or _is_place_only(p, i):
-            i += 1
-            continue
-        group = Group(i, i, [(i, i, term.structure)], not term.adjective)
+    i = 0
+    while i < len(p.terms):
+        structure = p.terms[i].structure
+        if structure is not None and not _is_place_only(p, i):
+            p.groups.append(_group(p, Member(i, i, structure)))
+            i = p.groups[-1].last
         i += 1
-        while i < count:
-            term = units[i].term
-            if term.shape and not term.structure:
-                group.standing, group.last = True, i
-                group.members[-1] = (group.members[-1][0], i, group.members[-1][2])
-                i += 1
-                continue
-            j = i
-            while j < count and (
-                units[j].term.join in (",", "and", "or")
-                or (units[j].term.text in ("the", "both", "of", "a") and j > i)
-                or (
-                    j > i
-                    and (units[j].term.modifier or units[j].term.side)
-                    and not units[j].term.states
-                )
-            ):
-                j += 1
-            if (
-                j >= count
-                or units[j].term.structure is None
-                or (j > i and units[j - 1].term.text == "of")
-            ):
-                break
-            if _list_of_findings(p, i, j):
-                break
-            term = units[j].term
-            assert term.structure is not None
-            group.members.append((j, j, term.structure))
-            group.standing = group.standing or not term.adjective
-            group.last, i = j, j + 1
-        p.groups.append(group)
 
 
 def _is_place_only(p: Parse, i: int) -> bool:
-    """A structure behind a preposition is a place: "opacity in the lung", "structures of the thorax"."""
-    units, j = p.units, i - 1
-    while j >= 0 and (
-        units[j].term.text in ("the", "a", "an", "both")
-        or units[j].term.side
-        or units[j].term.modifier
-    ):
-        j -= 1
-    if j < 0 or not units[j].term.preposition:
+    """A structure behind a preposition is a place: "opacity in the lung", "bones of the thorax"."""
+    j = p.before(i - 1, lambda t: t.determiner or t.side or t.modifier)
+    if not p.at(j).preposition:
         return False
-    j -= 1
-    while (
-        j >= 0
-        and (units[j].term.shape or units[j].term.modifier or units[j].term.join == "and")
-        and not units[j].term.states
-    ):
-        j -= 1
-    # "normal appearance of the heart" is said of the heart.
-    return not (
-        j >= 0 and (units[j].term.states or units[j].term.text in ("appearance", "appearance of"))
+    j = p.before(j - 1, lambda t: (t.shape or t.modifier or t.join == "and") and not t.states)
+    return not p.at(j).states  # "normal appearance of the heart" is said of the heart
+
+
+def _group(p: Parse, head: Member) -> Group:
+    """Gather the structures and shape words that follow a structure in one list."""
+    group = Group([head], standing=not p.terms[head.first].adjective)
+    while (i := group.last + 1) < len(p.terms):
+        if p.terms[i].shape and not p.terms[i].structure:
+            group.members[-1] = group.members[-1]._replace(last=i)
+            group.standing = True
+            continue
+        j = _past_joins(p, i)
+        structure = p.at(j).structure
+        if structure is None or p.at(j - 1).text == "of" or _heads_finding(p, j):
+            break
+        group.members.append(Member(j, j, structure))
+        group.standing = group.standing or not p.terms[j].adjective
+    return group
+
+
+def _past_joins(p: Parse, i: int) -> int:
+    """Return the unit behind a comma or an "and" at `i` and what may lead to a structure."""
+    if not p.at(i).lists:
+        return i
+    return p.past(
+        i + 1,
+        lambda t: (
+            t.lists or t.determiner or t.text == "of" or ((t.modifier or t.side) and not t.states)
+        ),
     )
 
 
-def _list_of_findings(p: Parse, i: int, j: int) -> bool:
-    """A structure word that heads an observation does not join a group: "heart size and lung nodules"."""
-    units = p.units
-    k = j + 1
-    while k < len(units) and (units[k].term.modifier or units[k].term.adjective):
-        k += 1
-    return (
-        units[j].term.adjective
-        and k < len(units)
-        and units[k].term.observation is not None
-        and not units[k].term.shape
-    )
+def _heads_finding(p: Parse, i: int) -> bool:
+    """Tell whether a structure word heads an observation: "heart size and lung nodules"."""
+    term = p.at(p.past(i + 1, lambda t: t.modifier or t.adjective))
+    return p.terms[i].adjective and term.observation is not None and not term.shape
+
+
+# -- states
 
 
 def _attach_states(p: Parse) -> None:
-    units = p.units
     starts = {group.first: group for group in p.groups}
-    for i, unit in enumerate(units):
-        if not unit.term.states:
+    for i, term in enumerate(p.terms):
+        if not term.states:
             continue
-        before = _step(units, i, -1)
-        denied = before >= 0 and _denies(units, before)
-        hedged = not denied and _hedged(units, i)
-        ahead = _ahead(p, i, starts)
-        verb_before = before >= 0 and units[before].term.verb
-        if ahead is not None and not (verb_before and _nearest_group(p, i) is not None):
-            ahead.states.append((i, i, None, denied, hedged))
-            continue
-        if _modifies_observation(p, i):
-            continue
-        group = _nearest_group(p, i)
+        before = p.before(i - 1, _is_filler)
+        group = _group_ahead(p, i, starts)
+        if group is None or (p.at(before).verb and _subject(p, i) is not None):
+            group = None if _modifies_observation(p, i) else _subject(p, i)
         if group is not None:
-            group.states.append((i, i, None, denied, hedged))
+            denied = _denies(p, before)
+            group.states.append(State(i, denied, not denied and _is_hedged(p, i)))
 
 
-def _step(units: list[Unit], i: int, by: int) -> int:
-    """Return the next unit in a direction that is no modifier and no filler word."""
-    i += by
-    while 0 <= i < len(units):
-        term = units[i].term
-        if not (term.modifier and not term.verb and term.forward is None and not term.states) and term.text not in (
-            "size", "the", "in size", "somewhat", "again", "also", "still", "overall"
-        ):  # fmt: skip
-            return i
-        i += by
-    return i
+def _is_filler(term: Term) -> bool:
+    """Tell whether a term may stand between a state and the verb or denial before it."""
+    bare = term.modifier and not (term.verb or term.forward.means or term.states)
+    return bare or term.determiner or term.adverb
 
 
-def _denies(units: list[Unit], i: int) -> bool:
-    term = units[i].term
-    if term.forward is not None and term.forward.means == "negative":
-        return True
-    # "is not significantly enlarged": a verb between.
-    return (
-        term.verb
-        and i > 0
-        and (c := units[i - 1].term.forward) is not None
-        and c.means == "negative"
+def _denies(p: Parse, i: int) -> bool:
+    """Tell whether a denial stands at `i`, or behind a verb there: "is not much enlarged"."""
+    term = p.at(i)
+    denial = p.at(i - 1) if term.verb else term
+    return "negative" in (term.forward.means, denial.forward.means)
+
+
+def _is_hedged(p: Parse, i: int) -> bool:
+    return any(
+        p.terms[j].forward.means == "uncertain"
+        and not p.terms[j].join
+        and not any(t.join or t.structure for t in p.terms[j + 1 : i])
+        for j in range(max(0, i - 4), i)
     )
 
 
-def _hedged(units: list[Unit], i: int) -> bool:
-    for j in range(max(0, i - 4), i):
-        cue = units[j].term.forward
-        if (
-            cue is not None
-            and cue.means == "uncertain"
-            and not units[j].term.join
-            and not any(units[k].term.join or units[k].term.structure for k in range(j + 1, i))
-        ):
-            return True
-    return False
+def _group_ahead(p: Parse, i: int, starts: dict[int, Group]) -> Group | None:
+    """Return the group that a state stands before: "normal heart size".
 
-
-def _ahead(p: Parse, i: int, starts: dict[int, Group]) -> Group | None:
-    """Return the group that a state stands before: "normal heart size", "stable cardiomegaly and mediastinal contour"."""
-    units, j = p.units, i + 1
+    It may cross one observation: "stable cardiomegaly and mediastinal contour".
+    """
     crossed = False
-    while j < len(units):
-        group = starts.get(j)
-        term = units[j].term
+    for j in range(i + 1, len(p.terms)):
+        group, term = starts.get(j), p.terms[j]
         if group is not None and group.standing:
-            return None if _heads_observation(p, group) else group
-        if (
-            term.observation is not None
-            and not crossed
-            and {"stable", "normal"} & set(units[i].term.states)
-        ):
+            return None if p.heads_observation(group.last + 1) else group
+        if not crossed and term.observation is not None and _may_cross(p.terms[i]):
             crossed = True
-        elif crossed and term.join in ("and", ","):
-            pass
         elif not (
-            (term.modifier or term.side or term.text in ("the", "size", "in", "of", "appearance", "appearance of", "in size", "a", "visualized"))
-            or (term.join == "and" and j + 1 < len(units) and units[j + 1].term.shape)
-            or (term.shape and not term.structure)
+            (crossed and term.join in ("and", ","))
             or (not crossed and term.states and not term.verb)
-        ):  # fmt: skip
+            or _leads_to_structure(term)
+            or (term.join == "and" and p.at(j + 1).shape)
+        ):
             return None
-        j += 1
     return None
 
 
-def _heads_observation(p: Parse, group: Group) -> bool:
-    """Tell whether a group is the place of an observation: "small left lower lobe granuloma"."""
-    j = group.last + 1
-    while j < len(p.units) and (p.units[j].term.modifier or p.units[j].term.place):
-        j += 1
-    return j < len(p.units) and p.units[j].term.observation is not None
+def _may_cross(state: Term) -> bool:
+    return "stable" in state.states or "normal" in state.states
+
+
+def _leads_to_structure(term: Term) -> bool:
+    small = term.determiner or term.text in ("in", "of")
+    return bool(small or term.modifier or term.side or (term.shape and not term.structure))
 
 
 def _modifies_observation(p: Parse, i: int) -> bool:
-    """Tell whether a state word describes an observation: "large effusion", "stable left opacity"."""
-    units, j = p.units, i + 1
-    if units[i].term.text in ("within normal limits", "clear", "normal", "unremarkable"):
+    """Tell whether a state word describes an observation: "large effusion", "stable opacity"."""
+    if p.terms[i].verdict:
         return False
-    while j < len(units):
-        term = units[j].term
-        if term.observation is not None:
-            return True
-        if not (
-            term.modifier
-            or term.place
-            or term.states
-            or term.adjective
-            or term is units[i].term
-            or not term.text
-        ):
-            return False
-        j += 1
-    return False
+    j = p.past(
+        i + 1,
+        lambda t: (
+            t.observation is None
+            and (t.modifier or t.place or t.states or t.adjective or not t.text)
+        ),
+    )
+    return p.at(j).observation is not None
 
 
-def _nearest_group(p: Parse, i: int) -> Group | None:
-    """Return the group that a following state is said of: the last one, with no observation of its own between."""
-    found = None
-    for group in p.groups:
-        if group.first > i:
-            break
-        if group.standing and group.last < i:
-            found = group
-    if found is None:
+def _group_before(p: Parse, i: int) -> Group | None:
+    return next((g for g in reversed(p.groups) if g.standing and g.last < i), None)
+
+
+def _subject(p: Parse, i: int) -> Group | None:
+    """Return the group that a following state is said of: the last one, if nothing parts them."""
+    group = _group_before(p, i)
+    if group is None:
         return None
-    for j in range(found.last + 1, i):
-        term = p.units[j].term
-        if term.join in (";", "(") or (
-            term.observation is not None
-            and not term.states
-            and not found.states
-            and not _predicate(p, i)
-        ):
+    for j in range(group.last + 1, i):
+        term = p.terms[j]
+        if term.join in (";", "("):
             return None
-        if (
-            term.forward is not None
-            and term.forward.means == "negative"
-            and not found.states
-            and not _only_fill(p, j + 1, i)
-        ):
+        if group.states:
+            continue
+        if term.observation is not None and not term.states and not _is_predicate(p, i):
             return None
-    return found
+        if term.forward.means == "negative" and not all(map(_is_fill, p.terms[j + 1 : i])):
+            return None
+    return group
 
 
-def _predicate(p: Parse, i: int) -> bool:
-    """Tell whether a state has a verb of its own behind "but" or "and": "... but is otherwise clear"."""
-    j = i - 1
-    while j > 0 and (p.units[j].term.verb or p.units[j].term.text == "otherwise"):
-        j -= 1
-    return j < i - 1 and (p.units[j].term.join in ("and", ",") or p.units[j].term.text == "but")
+def _is_predicate(p: Parse, i: int) -> bool:
+    """Tell whether a state has a verb of its own behind "but" or "and": "... but is clear"."""
+    j = p.before(i - 1, lambda t: t.verb or t.text == "otherwise")
+    return j < i - 1 and (p.at(j).join in ("and", ",") or p.at(j).text == "but")
 
 
-def _only_fill(p: Parse, first: int, stop: int) -> bool:
-    return all(
-        (t := p.units[k].term).modifier or t.verb or t.stop or not t.text for k in range(first, stop)
-    )  # fmt: skip
+def _is_fill(term: Term) -> bool:
+    return term.modifier or term.verb or term.stop or not term.text
 
 
-def _general_verdicts(p: Parse) -> None:
+# -- verdicts
+
+
+def _read_verdict(p: Parse, i: int) -> None:
     """Read "no acute osseous abnormality" and "the lungs show no acute findings" as normal."""
-    units = p.units
-    for i, unit in enumerate(units):
-        if not unit.term.generic or unit.term.observation is not None:
-            continue
-        j, named, last = i - 1, [], i
-        while j >= 0:
-            term = units[j].term
-            if term.forward is not None and term.forward.means == "negative":
-                break
-            if term.structure is not None:
-                named.append((j, j, term.structure))
-            elif not (
-                term.modifier
-                or term.join in (",", "and", "or")
-                or term.side
-                or term.place
-                or term.stop
-                or term.generic
-                or not term.text
-            ):
-                j = -1
-                break
-            j -= 1
-        if j < 0:
-            continue
-        for group in p.groups:
-            if group.first == i + 1 + (i + 1 < len(units) and units[i + 1].term.preposition):
-                named += group.members
-        if not named:
-            k = i + 1
-            while k < len(units) and (
-                units[k].term.preposition or units[k].term.stop or units[k].term.modifier or units[k].term.verb
-            ):
-                k += 1
-            if k > i + 1 and k < len(units) and units[k].term.structure is not None:
-                named, last = [(k, k, units[k].term.structure)], k
-        if not named:
-            subject = _nearest_group(p, j) or next(
-                (g for g in reversed(p.groups) if g.standing and g.last < j), None
-            )
-            if subject is not None and not subject.states:
-                subject.states.append((i, i, "normal", False, False))
-                p.used.update(range(j, i + 1))
-                continue
-            if subject is not None:
-                named = subject.members
-        seen = set()
-        for member in named:
-            structure = member[2]
-            if structure.id in seen:
-                continue
-            seen.add(structure.id)
-            _say(
-                p,
-                j,
-                last,
-                structure.normal,
-                "positive",
-                f"general verdict {p.text(j)!r} … {p.text(i)!r}",
-            )
-        if not named:
-            chest = p.lexicon.whole_chest
-            _say(p, j, i, chest, "positive", f"general verdict {p.text(j)!r} … {p.text(i)!r}")
-        p.used.update(range(j, i + 1))
-        for group in p.groups:
-            if j < group.first < i:
-                group.standing = False
+    denial = p.before(i - 1, _is_within_verdict)
+    if p.at(denial).forward.means != "negative":
+        return
+    named, last = _named_in_verdict(p, denial, i)
+    if not named:
+        subject = _subject(p, denial) or _group_before(p, denial)
+        if subject is not None and not subject.states:
+            subject.states.append(State(i, name="normal"))
+            p.used.update(range(denial, i + 1))
+            return
+        named = subject.members if subject is not None else []
+    reason = f"general verdict {p.text(denial)!r} … {p.text(i)!r}"
+    normal = {member.structure.id: member.structure.normal for member in named}
+    for observation in normal.values() or (p.lexicon.whole_chest,):
+        _say(p, denial, last, observation, "positive", reason)
+    p.used.update(range(denial, i + 1))
+    for group in p.groups:
+        if denial < group.first < i:
+            group.standing = False
+
+
+def _is_within_verdict(term: Term) -> bool:
+    """Tell whether a term may stand between a denial and its general noun."""
+    inside = term.modifier or term.place or term.lists or term.stop or term.generic
+    return term.forward.means != "negative" and bool(inside or term.structure or not term.text)
+
+
+def _named_in_verdict(p: Parse, denial: int, i: int) -> tuple[list[Member], int]:
+    """Return the structures before or right behind a general noun, and the last unit of it all."""
+    named = _members(p, range(i - 1, denial, -1))
+    behind = i + 2 if p.at(i + 1).preposition else i + 1
+    for group in p.groups:
+        if group.first == behind:
+            named += group.members
+    if named:
+        return named, i
+    j = p.past(i + 1, lambda t: t.preposition or t.stop or t.modifier or t.verb)
+    if j > i + 1 and p.at(j).structure is not None:
+        return _members(p, (j,)), j
+    return [], i
+
+
+def _members(p: Parse, units: Iterable[int]) -> list[Member]:
+    return [Member(j, j, s) for j in units if (s := p.terms[j].structure) is not None]
+
+
+# -- mentions
 
 
 def _say(
     p: Parse, first: int, last: int, observation: Observation, assertion: Assertion, reason: str
 ) -> Mention:
-    mention = Mention(
-        first, last, observation, assertion, reason, left=first, right=last, said=True
-    )
+    mention = Mention(first, last, observation, assertion, reason, "", True, first, last)
     p.mentions.append(mention)
     return mention
 
 
-def _structure_mentions(p: Parse) -> None:
-    units, ranks = p.units, p.lexicon.ranks
-    for group in p.groups:
-        if not group.states or not group.standing:
-            continue
-        spoken = False
-        for first, last, structure in group.members:
-            read: list[tuple[int, str, int, bool, bool]] = []
-            for at, _, name, denied, hedged in group.states:
-                choices = (name,) if name else units[at].term.states
-                state = next((s for s in choices if s == "hidden" or s in structure.means), None)
-                if state is not None:
-                    read.append((ranks[state], state, at, denied, hedged))
-            read.sort()
-            exclusive = [r for r in read if r[1] in p.lexicon.exclusive]
-            additive = [r for r in read if r[1] not in p.lexicon.exclusive]
-            kept = additive + [
-                r for r in exclusive[:1] if r[1] != "hidden" and (r[1] != "stable" or not additive)
-            ]
-            for _, state, at, denied, hedged in kept:
-                meaning = structure.means[state]
-                assertion = meaning.assertion
-                if denied:
-                    if assertion != "positive" or meaning.observation.diseases == ("No Finding",):
-                        continue
-                    assertion = "negative"
-                elif (
-                    hedged
-                    and meaning.observation.diseases != ("No Finding",)
-                ):
-                    assertion = "uncertain"
-                single = len(group.members) == 1
-                reason = f"{structure.id} is {'not ' if denied else ''}{'perhaps ' if hedged else ''}{state} ({p.text(at)!r})"
-                mention = _say(p, first, last, meaning.observation, assertion, reason)
-                mention.cue = (
-                    "denied" if denied else "hedged" if assertion == "uncertain" and hedged else ""
-                )
-                if at < first and (single or first == group.members[0][0]) and first - at <= 3:
-                    mention.left = at
-                elif at > last and (single or last == group.members[-1][1]):
-                    mention.right = at
-                while (
-                    mention.left > 0
-                    and (t := units[mention.left - 1].term).place
-                    and t.side
-                    and mention.left == first
-                ):
-                    mention.left -= 1
-                mention.places = own_side(p, group) or _side_behind(p, at)
-                mention.temporal = "stable" if any(r[1] == "stable" for r in read) else None
-                spoken = True
-                p.used.add(at)
-        if spoken:
-            p.used.update(range(group.first, group.last + 1))
+def _say_states(p: Parse, group: Group) -> None:
+    """Write a mention for each structure of a group and each state that means something for it."""
+    spoken = False
+    for member in group.members:
+        read = _readings(p, group, member.structure)
+        for name, state in _told(read):
+            meaning = member.structure.means[name]
+            assertion = _assertion(meaning, state)
+            if assertion is None:
+                continue
+            mention = _say_state(p, group, member, name, state, assertion)
+            if any(other == "stable" for other, _ in read):
+                mention.temporal = "stable"
+            spoken = True
+            p.used.add(state.at)
+    if spoken:
+        p.used.update(range(group.first, group.last + 1))
+
+
+def _readings(p: Parse, group: Group, structure: Structure) -> list[tuple[str, State]]:
+    """Return the states of a group that mean something for one structure, by rank."""
+    read = []
+    for state in group.states:
+        for name in (state.name,) if state.name else p.terms[state.at].states:
+            if name == "hidden" or name in structure.means:
+                read.append((p.lexicon.ranks[name], name, state))
+                break
+    return [(name, state) for _, name, state in sorted(read)]
+
+
+def _told(read: list[tuple[str, State]]) -> list[tuple[str, State]]:
+    """Return the states that are told: all that go together, and the first of those that do not."""
+    together = [(name, state) for name, state in read if name not in EXCLUSIVE]
+    for name, state in read:
+        if name in EXCLUSIVE:
+            if name != "hidden" and not (name == "stable" and together):
+                together.append((name, state))
+            break
+    return together
+
+
+def _assertion(meaning: Meaning, state: State) -> Assertion | None:
+    """Return what a state asserts; the denial of a normal or doubtful one asserts nothing."""
+    if state.denied:
+        told = meaning.assertion == "positive" and not meaning.observation.normal
+        return "negative" if told else None
+    if state.hedged and not meaning.observation.normal:
+        return "uncertain"
+    return meaning.assertion
+
+
+def _say_state(
+    p: Parse, group: Group, member: Member, name: str, state: State, assertion: Assertion
+) -> Mention:
+    first, last, structure = member
+    how = "not " if state.denied else "perhaps " if state.hedged else ""
+    reason = f"{structure.id} is {how}{name} ({p.text(state.at)!r})"
+    mention = _say(p, first, last, structure.means[name].observation, assertion, reason)
+    hedged = state.hedged and assertion == "uncertain"
+    mention.cue = "denied" if state.denied else "hedged" if hedged else ""
+    if first - 3 <= state.at < first and first == group.first:
+        mention.left = state.at
+    elif state.at > last and last == group.last:
+        mention.right = state.at
+    if mention.left == first and p.at(first - 1).side:
+        mention.left -= 1
+    mention.places = own_side(p, group) or _side_behind(p, state.at)
+    return mention
+
+
+# -- sides
 
 
 def _side_behind(p: Parse, at: int) -> list[Place]:
     """Return the side behind a state: "blunted on the right"."""
-    units, j = p.units, at + 1
-    while j < len(units) and (units[j].term.preposition or units[j].term.text == "the"):
-        j += 1
-    return [(units[j].term.side, None, False)] if at + 1 < j < len(units) and units[j].term.side else []
+    j = p.past(at + 1, lambda t: t.preposition or t.determiner)
+    side = p.at(j).side
+    return [(side, None, False)] if side and j > at + 1 else []
 
 
 def own_side(p: Parse, group: Group) -> list[Place]:
-    units, places = p.units, []
-    j = group.first - 1
-    while j >= 0 and (
-        units[j].term.side
-        or units[j].term.modifier
-        or (units[j].term.states and units[j].term.states != ())
-    ):
-        if units[j].term.side:
-            places.append((units[j].term.side, None, False))
-        j -= 1
-    for j in range(group.first, min(group.last + 2, len(units))):
-        term = units[j].term
-        if term.side:
-            places.append((term.side, None, False))
-        elif term.site_side and j <= group.last:
-            places.append((term.site_side, None, False))
-        elif (
-            term.site is not None
-            and term.site.id in ("apex", "hilum")
-            and group.first <= j <= group.last
-            and term.structure
-            and term.structure.site.id == "lung"
-        ):
+    """Return the sides, and the parts of the lung, that a group of structures names."""
+    lead = p.before(group.first - 1, lambda t: t.side or t.modifier or t.states)
+    places: list[Place] = [
+        (term.side, None, False) for term in reversed(p.terms[lead + 1 : group.first]) if term.side
+    ]
+    for term in p.terms[group.first : group.last + 1]:
+        if term.side or term.site_side:
+            places.append((term.side or term.site_side, None, False))
+        elif term.site is not None and term.site.id in _LUNG_PARTS and _is_of_lung(term):
             places.append((None, term.site, False))
+    if side := p.at(group.last + 1).side:
+        places.append((side, None, False))
     return places
+
+
+def _is_of_lung(term: Term) -> bool:
+    return term.structure is not None and term.structure.site.id == "lung"

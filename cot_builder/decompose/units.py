@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from string import ascii_uppercase
 from typing import Final, NamedTuple
 
 from cot_builder.decompose.lexicon import WORD, Lexicon, Term
 
 # One character for one, so that offsets stay: hyphens, dashes and line breaks read as spaces.
-_FOLD: Final = {ord(c): " " for c in "-‐‑–—\n\t\u00a0"} | {
-    ord(upper): upper.lower() for upper in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_FOLD: Final = {ord(sign): " " for sign in "-‐‑–—\n\t\u00a0"} | {
+    ord(letter): letter.lower() for letter in ascii_uppercase
 }
 _WORD: Final = re.compile(r"[a-z0-9_.]*[a-z0-9_]")
+_ALNUM: Final = bytes(chr(code).isalnum() for code in range(256))
+_SHORTEST_MISSPELT: Final = 7
 
 
 class Unit(NamedTuple):
@@ -33,38 +37,40 @@ def fold(text: str) -> str:
 
 
 def find_units(folded: str, lexicon: Lexicon) -> list[Unit]:
-    """Return the units of a folded sentence: the leftmost, longest phrases of the banks in one pass, and single words."""
-    longest: dict[int, tuple[int, Term]] = {}
-    size = len(folded)
-    for last, (length, term) in lexicon.automaton.iter(folded):
-        start, end = last - length + 1, last + 1
-        # A phrase ends where a word ends; a phrase of signs ("," ">") ends anywhere.
-        if (start and folded[start - 1].isalnum() and folded[start].isalnum()) or (
-            end < size and folded[end].isalnum() and folded[last].isalnum()
-        ):
-            continue
-        longest[start] = (end, term)
+    """Return the units of a folded sentence: leftmost, longest bank phrases, and single words."""
+    longest = _longest(folded, lexicon)
     units: list[Unit] = []
     done = 0
     for start in sorted(longest):
         if start < done:
             continue
-        end, term = longest[start]
-        if start > done:
+        if start - done > 1 or (start > done and folded[done] != " "):
             units += _words(folded, done, start, lexicon)
+        end, term = longest[start]
         units.append(Unit(start, end, term))
         done = end
-    if done < size:
-        units += _words(folded, done, size, lexicon)
+    units += _words(folded, done, len(folded), lexicon)
     return units
 
 
-def _words(folded: str, start: int, end: int, lexicon: Lexicon) -> list[Unit]:
-    units = []
+def _longest(folded: str, lexicon: Lexicon) -> dict[int, tuple[int, Term]]:
+    """Return the end and the term of the longest phrase at each start where there is one."""
+    # Looked up four times a match: 1 for a letter or digit, with a sign before and behind the text.
+    alnum = b"\0" + folded.encode("latin-1", "replace").translate(_ALNUM) + b"\0"
+    longest = {}
+    for last, (length, term) in lexicon.automaton.iter(folded):
+        start, end = last - length + 1, last + 1
+        # A phrase ends where a word ends; a phrase of signs ("," ">") ends anywhere.
+        if (alnum[start] and alnum[start + 1]) or (alnum[end] and alnum[end + 1]):
+            continue
+        longest[start] = (end, term)  # those of one start come by length
+    return longest
+
+
+def _words(folded: str, start: int, end: int, lexicon: Lexicon) -> Iterator[Unit]:
     for match in _WORD.finditer(folded, start, end):
         word, term, spelt = match.group(), WORD, ""
-        if len(word) >= 7 and word not in lexicon.words:
+        if len(word) >= _SHORTEST_MISSPELT and word not in lexicon.words:
             spelt = lexicon.spelling(word)
             term = lexicon.terms[spelt] if spelt else WORD
-        units.append(Unit(match.start(), match.end(), term, spelt))
-    return units
+        yield Unit(match.start(), match.end(), term, spelt)
