@@ -284,10 +284,7 @@ class Frame(NamedTuple):
         (293, 0, 294, 1000)
         """
         extent = self.extent(size)
-        x1, y1, x2, y2 = rescaled(xyxy, size, extent)
-        left, right = _whole_numbers(x1, x2, round(extent.width))
-        top, bottom = _whole_numbers(y1, y2, round(extent.height))
-        return left, top, right, bottom
+        return rounded(rescaled(xyxy, size, extent), extent)
 
     def to_row(self) -> dict[str, Any]:
         """Return the frame as the manifest and checkpoints keep it."""
@@ -305,8 +302,20 @@ class Frame(NamedTuple):
 
 def rescaled(xyxy: XYXY, old: Size, new: Size) -> XYXY:
     """Convert a box from an image that measures `old` to the same image measuring `new`."""
-    x, y = new.width / old.width, new.height / old.height
-    return xyxy[0] * x, xyxy[1] * y, xyxy[2] * x, xyxy[3] * y
+    x1, y1, x2, y2 = xyxy
+    return (
+        x1 * new.width / old.width,
+        y1 * new.height / old.height,
+        x2 * new.width / old.width,
+        y2 * new.height / old.height,
+    )
+
+
+def rounded(xyxy: XYXY, extent: Size) -> tuple[int, int, int, int]:
+    """Return the nearest whole numbers of a box in an image that measures `extent`; never empty."""
+    left, right = _whole_numbers(xyxy[0], xyxy[2], round(extent.width))
+    top, bottom = _whole_numbers(xyxy[1], xyxy[3], round(extent.height))
+    return left, top, right, bottom
 
 
 def _whole_numbers(low: float, high: float, most: int) -> tuple[int, int]:

@@ -405,6 +405,86 @@ def stats(
 
 
 @app.command()
+def doctor(
+    dataset: DatasetFolder,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A model's folder or its name on the Hub: use its real processor. Without it, "
+            "Qwen-VL's rule of resizing.",
+            show_default=False,
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The folder at which image paths start: read the files themselves.",
+            show_default=False,
+        ),
+    ] = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    factor: Factor = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Count examples of more tokens.", show_default=False),
+    ] = None,
+    overlays: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Draw images with boxes and phrases, and a contact sheet, into this folder.",
+            show_default=False,
+        ),
+    ] = None,
+    first: Annotated[
+        int, typer.Option(metavar="N", min=1, help="With --overlays: how many images.")
+    ] = 48,
+) -> None:
+    """Send every box through a processor and back, and tell what a wrong frame would cost.
+
+    Prints the IoU of the round trip, visual tokens, boxes too thin, images resized twice, examples
+    too long, and the scores of each mistake of frame. Exits with status 1 when something is wrong.
+
+    For example:
+
+    - `cot-builder doctor out/ms_cxr`
+    - `cot-builder doctor out/ms_cxr --model Qwen/Qwen2-VL-2B-Instruct --root /data --overlays look`
+    """
+    from cot_builder.doctor import checkup_tables, examine, read_examples, recipe_reader
+
+    if overlays and not root:
+        raise UserError("--overlays needs --root, the folder at which the image paths start")
+    if model and factor:
+        raise UserError("--factor is for a doctor without --model: a processor has its own")
+    if model:
+        try:
+            from training.processors import processor_reader
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--model needs {error.name}: pip install 'cot-builder[train]' -c constraints.txt"
+            ) from None
+
+        reader = processor_reader(model, min_pixels=min_pixels, max_pixels=max_pixels)
+    else:
+        reader = recipe_reader(_pixels(min_pixels, max_pixels, factor))
+    console = Console()
+    with _spinner("examples") as progress:
+        found = examine(dataset, reader, root=root, max_length=max_length, progress=progress)
+    console.print(checkup_tables(found), highlight=False)
+    if overlays and root:
+        from eval.contact_sheet import write_overlays
+
+        examples = (example for _, example in read_examples(dataset))
+        *_, sheet = write_overlays(examples, root=root, folder=overlays, most=first)
+        console.print(f"contact sheet: {sheet}", highlight=False)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def explain(
     sentence: Annotated[str, typer.Argument(help="A sentence of a report.", show_default=False)],
     banks: BankFolder = None,
@@ -573,6 +653,12 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
             )
 
         yield show
+
+
+@contextmanager
+def _spinner(what: str) -> Iterator[Callable[[int], None]]:
+    with Console(stderr=True).status(what) as status:
+        yield lambda done: status.update(f"{done:,} {what}") if done % 100 == 0 else None
 
 
 def _print_summary(manifest: Manifest, out: Path, seconds: float) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby, islice
 from multiprocessing import active_children, connection, get_context, parent_process
@@ -30,6 +30,7 @@ from typing import Any, Final, NamedTuple
 
 from cot_builder import __version__
 from cot_builder.boxes import KINDS, Frame, Size
+from cot_builder.checks import refuse_leaks
 from cot_builder.dataset import (
     MANIFEST,
     REJECTS,
@@ -43,9 +44,10 @@ from cot_builder.dataset import (
 from cot_builder.decompose import Decomposer
 from cot_builder.decompose.grounded import attach_boxes
 from cot_builder.errors import UserError
+from cot_builder.images import IMAGES, BadImageError, Scaling, derivative, write_reduced
 from cot_builder.labels import report_labels
 from cot_builder.records import Rejected, Report, Row
-from cot_builder.sources import Plan, SourceOptions, Task, get_source
+from cot_builder.sources import Plan, SourceOptions, Task, get_source, image_root
 from cot_builder.vocabulary import ASSERTIONS, LABELS
 
 UNFINISHED: Final = ".unfinished"
@@ -61,7 +63,7 @@ class BuildOptions:
     """What to build: a source's name and its options, the sections to decompose, where to.
 
     Without `sections`, the source's own. `frame` is recorded only: the dataset's boxes stay in the
-    pixels of the original images.
+    pixels of the original images. With a `scaling`, reduced copies of the images are written too.
     """
 
     source: str
@@ -69,6 +71,7 @@ class BuildOptions:
     out: Path
     sections: tuple[str, ...] = ()
     frame: Frame = field(default_factory=Frame)
+    scaling: Scaling | None = None
     shard_size: int = 4000
     workers: int = 1
     resume: bool = False
@@ -115,6 +118,7 @@ def build(
     options.frame.extent(Size(1, 1))  # an unknown frame is told before anything is read
     _check_out(options)
     plan = source.plan(options.release)
+    refuse_leaks(options.source, plan.tasks)
     identity = _identity(options, plan)
     jobs = tuple(_jobs(options, plan, identity))
     if finished := _finished_before(options, identity):
@@ -176,6 +180,7 @@ def _identity(options: BuildOptions, plan: Plan) -> Row:
             **options.release.described(),
         },
         "frame": options.frame.to_row(),
+        "images": options.scaling and options.scaling.described(),
         "seed": options.seed,
         "plan_sha256": _sha256(*(f"{task.split}/{task.study_id}" for task in plan.tasks)),
     }
@@ -238,6 +243,8 @@ def _open_folder(options: BuildOptions, jobs: tuple[Job, ...]) -> Path:
     parts = options.out / UNFINISHED
     parts.mkdir(parents=True, exist_ok=True)
     (options.out / MANIFEST).unlink(missing_ok=True)
+    if not options.resume:
+        shutil.rmtree(options.out / IMAGES, ignore_errors=True)
     wanted = {job.shard for job in jobs}
     for path in options.out.iterdir():
         ours = _SHARD.fullmatch(path.name) or path.name == REJECTS
@@ -360,6 +367,9 @@ class Worker:
                     self._reject(task, "no_findings_or_impression", detail),
                 )
             self._check_frame(report)
+            if self.options.scaling:
+                report, unreadable = self._reduce_images(report, self.options.scaling)
+                rejects += unreadable
             decomposition = self.decomposer.decompose(chosen)
             if report.grounded:
                 decomposition = attach_boxes(decomposition, report, self.decomposer)
@@ -384,6 +394,45 @@ class Worker:
                     self.options.frame.extent(Size(image.width or 1, image.height or 1))
             except UserError as error:
                 raise UserError(f"study {report.study_id}: {error}") from None
+
+    def _reduce_images(
+        self, report: Report, scaling: Scaling
+    ) -> tuple[Report, tuple[Rejected, ...]]:
+        """Write a report's images reduced; one that cannot be read is lost, with its boxes."""
+        root, out = image_root(self.options.release), self.options.out
+        rejects: list[Rejected] = []
+        lost: set[str] = set()
+        for image in report.images:
+            try:
+                write_reduced(
+                    root / image.path,
+                    out / derivative(image.path),
+                    scratch=out / UNFINISHED,
+                    scale=scaling.scale,
+                    invert=image.image_id in scaling.inverted,
+                )
+            except BadImageError as error:
+                lost.add(image.image_id)
+                rejects.append(
+                    Rejected(report.source, image.path, error.reason, error.detail, report.study_id)
+                )
+            except OSError as error:
+                raise UserError(
+                    f"cannot write {out / derivative(image.path)}: {error.strerror or error}; "
+                    "what is finished is kept: make room and run again with --resume"
+                ) from None
+        if not lost:
+            return report, ()
+        grounded = (
+            phrase._replace(boxes=tuple(box for box in phrase.boxes if box.image_id not in lost))
+            for phrase in report.grounded
+        )
+        left = replace(
+            report,
+            images=tuple(image for image in report.images if image.image_id not in lost),
+            grounded=tuple(phrase for phrase in grounded if phrase.boxes),
+        )
+        return left, tuple(rejects)
 
     def _reject(self, task: Task, reason: str, detail: str) -> Rejected:
         return Rejected(self.options.source, task.file, reason, detail, task.study_id)

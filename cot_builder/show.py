@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from cot_builder.records import Row
 from cot_builder.vocabulary import ASSERTIONS, LABELS
+
+if TYPE_CHECKING:
+    from cot_builder.checks import Checked
 
 STYLES: Final = {"positive": "bold red", "negative": "green", "uncertain": "yellow"}
 _UNMAPPED: Final = "magenta"
@@ -80,6 +84,45 @@ def coverage_line(covered: int, bearing: int, sentences: int) -> Text:
         f"Coverage: {share} ({covered:,} of {bearing:,} finding-bearing sentences gave a chain or "
         f"an unmapped finding; {sentences:,} sentences in all)"
     )
+
+
+def checked_view(checked: Checked, *, first: int) -> Group:
+    """Draw what the checks found: overlaps of splits, counts by check, the first problems."""
+    from cot_builder.checks import CHECKS, KINDS, SPLIT_PAIRS, WHOLE  # the readers of all releases
+
+    pairs = {f"{a} and {b}": (a, b) for a, b in SPLIT_PAIRS}
+    problems = sorted(checked.problems, key=lambda problem: problem.severity)
+    found = Counter((problem.check, problem.severity) for problem in problems)
+    parts: list[RenderableType] = [
+        cross_table(
+            "In two splits at once",
+            KINDS,
+            tuple(pairs),
+            lambda kind, pair: checked.overlaps[kind, *pairs[pair]],
+        )
+    ]
+    for dataset, counts in checked.splits.items():
+        parts.append(
+            Text(
+                f"{dataset}: {counts.rows:,} studies, {counts.agree:,} in MIMIC-CXR's split, "
+                f"{counts.differ.total():,} in another, {counts.not_listed:,} not in its table\n"
+            )
+        )
+    parts.append(
+        cross_table(
+            f"Problems in {checked.studies:,} studies",
+            (*WHOLE, *CHECKS),
+            ("error", "warning"),
+            lambda check, severity: found[check, severity],
+        )
+    )
+    for problem in problems[:first]:
+        where = " ".join(filter(None, (problem.dataset, problem.study_id)))
+        line = f"{problem.severity} {problem.check} {where}: {problem.detail}"
+        parts.append(Text(plain(line), style="red" if problem.severity == "error" else ""))
+    if len(problems) > first:
+        parts.append(Text(f"... and {len(problems) - first:,} more; --out writes all of them"))
+    return Group(*parts)
 
 
 def cross_table(

@@ -1,0 +1,95 @@
+"""Qwen-VL's processors, also on a machine without torchvision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor
+from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+from transformers.utils.import_utils import is_torchvision_available
+
+from cot_builder.boxes import Pixels, Size
+from cot_builder.doctor import Reader
+from cot_builder.errors import UserError
+
+
+def _image_only(name: str) -> type[Any]:
+    """Return a processor that does without videos, under the name that transformers saves.
+
+    The constructors upstream name `video_processor`, and so ask for torchvision; AutoProcessor
+    would refuse a class of another name in what is saved.
+    """
+
+    def construct(
+        self: Any, image_processor: Any, tokenizer: Any, chat_template: Any = None, **_: Any
+    ) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        super(Qwen2VLProcessor, self).__init__(
+            image_processor, tokenizer, chat_template=chat_template
+        )
+
+    return type(name, (Qwen2VLProcessor,), {"__init__": construct})
+
+
+IMAGE_ONLY: Final = {
+    "qwen2_vl": _image_only("Qwen2VLProcessor"),
+    "qwen2_5_vl": _image_only("Qwen2_5_VLProcessor"),
+    "qwen3_vl": _image_only("Qwen3VLProcessor"),
+}
+
+
+def load_processor(
+    model: str | Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> Any:
+    """Load the processor of a model, a folder or a name on the Hub, with a pixel budget if given.
+
+    Raises UserError when there is none.
+    """
+    budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    chosen = {name: number for name, number in budget.items() if number is not None}
+    try:
+        kind = AutoConfig.from_pretrained(model).model_type
+        auto = is_torchvision_available() or kind not in IMAGE_ONLY
+        return (AutoProcessor if auto else IMAGE_ONLY[kind]).from_pretrained(model, **chosen)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no processor at {model}: expected the folder of a Qwen-VL model, or its name on the "
+            f"Hub ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def processor_pixels(processor: Any) -> Pixels:
+    """Return the pixel budget of a live processor."""
+    images = processor.image_processor
+    size = images.size
+    return Pixels(
+        images.patch_size * images.merge_size, size["shortest_edge"], size["longest_edge"]
+    )
+
+
+def processor_reader(
+    model: str | Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> Reader:
+    """Return a model's real processor as the doctor uses it."""
+    processor = load_processor(model, min_pixels=min_pixels, max_pixels=max_pixels)
+    patch = processor.image_processor.patch_size
+
+    def see(image: Path | Size) -> Size:
+        picture = (
+            Image.new("L", (round(image.width), round(image.height)))
+            if isinstance(image, Size)
+            else Image.open(image)
+        )
+        with picture:
+            batch = processor.image_processor(images=[picture.convert("RGB")], return_tensors="np")
+        _, rows, columns = batch["image_grid_thw"][0].tolist()
+        return Size(columns * patch, rows * patch)
+
+    def length(text: str) -> int:
+        return len(processor.tokenizer(text)["input_ids"])
+
+    return Reader(f"the processor of {model}", processor_pixels(processor), see, length)
