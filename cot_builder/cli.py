@@ -174,6 +174,23 @@ def build(
     check_images: Annotated[
         bool, typer.Option("--check-images", help="Decode every image; broken ones go to rejects.")
     ] = False,
+    image_scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Also write each image reduced by this, as 0.25, into images/; boxes stay as they "
+            "are, in original pixels.",
+            show_default=False,
+        ),
+    ] = None,
+    invert_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --image-scale: ids of JPEG or PNG images whose bones are dark, one a line.",
+            show_default=False,
+        ),
+    ] = None,
     iu_format: Annotated[
         IuFormat, typer.Option(help="Open-i's XML files or Kaggle's tables.", rich_help_panel=IU)
     ] = IuFormat.auto,
@@ -257,11 +274,14 @@ def build(
       --box-columns x,y,w,h --box-format xywh --out out/boxes`
     """
     from cot_builder.boxes import Frame
+    from cot_builder.images import scaling
     from cot_builder.pipeline import BuildOptions
     from cot_builder.pipeline import build as run_build
     from cot_builder.sources import SourceOptions
     from knowledge_banks import load_banks
 
+    if invert_images and image_scale is None:
+        raise UserError("--invert-images needs --image-scale: originals are never changed")
     options = BuildOptions(
         source=source,
         release=SourceOptions(
@@ -285,7 +305,8 @@ def build(
         ),
         out=out,
         sections=_names(sections) if sections is not None else (),
-        frame=Frame(frame, _pixels(min_pixels, max_pixels, factor)),
+        frame=Frame(frame, _pixels(min_pixels, max_pixels, factor), image_scale or 1.0),
+        scaling=scaling(image_scale, invert_images) if image_scale is not None else None,
         shard_size=shard_size,
         workers=workers or _cpus(),
         resume=resume,
@@ -481,6 +502,59 @@ def doctor(
         *_, sheet = write_overlays(examples, root=root, folder=overlays, most=first)
         console.print(f"contact sheet: {sheet}", highlight=False)
     if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    datasets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATASET...", help="Folders that `build` wrote.", show_default=False
+        ),
+    ],
+    mimic_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where MIMIC-CXR-JPG lies, whose split table then decides.",
+            show_default=False,
+        ),
+    ] = None,
+    first: Annotated[
+        int, typer.Option(metavar="N", min=0, help="How many problems to print.")
+    ] = 20,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="JSONL", help="Write every problem here.", show_default=False),
+    ] = None,
+    banks: BankFolder = None,
+) -> None:
+    """Check datasets: leaks between splits, boxes on the wrong side, contradictions, records.
+
+    No subject, study or image of a test or validation split may stand in another split of any of
+    the datasets. An error ends with status 1; a warning is for a reader to look at.
+
+    For example:
+
+    - `cot-builder check out/mimic out/ms_cxr --mimic-root /data/physionet`
+    - `cot-builder check out/iu --out problems.jsonl`
+    """
+    from cot_builder.checks import Dataset, check_datasets, official_splits
+    from cot_builder.dataset import json_lines, read_manifest, read_studies
+    from cot_builder.show import checked_view
+    from knowledge_banks import load_banks
+
+    opened = (Dataset(path, read_manifest(path), read_studies(path)) for path in datasets)
+    official = official_splits(mimic_root) if mimic_root else None
+    checked = check_datasets(opened, load_banks(banks), official=official)
+    Console().print(checked_view(checked, first=first))
+    if out:
+        try:
+            out.write_bytes(json_lines(problem._asdict() for problem in checked.problems))
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    if any(problem.severity == "error" for problem in checked.problems):
         raise typer.Exit(1)
 
 
