@@ -103,7 +103,11 @@ SHAPES: Final[dict[str, dict[str, Shape]]] = {
         "version": TEXT, "severity": {"*": PHRASES}, "temporal": {"*": PHRASES}, "plain": LIST,
         "stop": LIST, "verbs": LIST, "prepositions": LIST, "positive_start": LIST,
         "companions": LIST, "lookalikes": {"words": WORDS}, "ignore": {"phrases": PHRASES},
-        "silent": {"phrases": PHRASES},
+        "silent": {"phrases": PHRASES}, "joins": {"and": PHRASES, "or": PHRASES},
+        "small_words": {
+            "determiner": PHRASES, "adverb": PHRASES, "filler": PHRASES, "relative": PHRASES,
+            "accompanies": PHRASES, "verdict": PHRASES, "evidence": PHRASES, "told_before": PHRASES,
+        },
         "body_parts": {"outside": WORDS, "chest": WORDS, "terms": PHRASES},
     },
     "contradictions": {

@@ -149,24 +149,6 @@ class Lexicon(NamedTuple):
 
 
 _SIGNS: Final = {",": ",", ";": ";", ":": ":", "(": "(", ")": "(", "/": "and", "&": "and"}
-# Words by the role that they play, the name of a field of Term.
-SMALL_WORDS: Final = {
-    "determiner": ["the", "a", "an"],
-    "adverb": ["also", "still", "overall"],
-    "filler": ["any", "definite", "of"],
-    "relative": ["which", "that", "also"],
-    "verdict": ["within normal limits", "clear", "normal", "unremarkable"],
-    "accompanies": ["with"],
-    "told_before": ["this", "these"],
-    "evidence": [
-        "evidence of", "new", "newly", "visualized", "visible", "again", "definite", "signs of",
-    ],
-}  # fmt: skip
-_JOINS: Final = {
-    "and": ["and", "plus", "as well as"],
-    "or": ["or", "nor", "and/or", "versus", "vs", "vs.", "or possibly", "and possibly", "or other",
-           "and or"],
-}  # fmt: skip
 _SHORTEST_SPELT: Final = 8  # letters of a bank word that a misspelt one may be taken for
 
 
@@ -387,7 +369,7 @@ def _add_attributes(terms: _Terms, attributes: Row) -> None:
     roles = {role: attributes[table]["words"] for table, role in _ROLES.items()}
     for role, phrases in {
         **roles,
-        **SMALL_WORDS,
+        **attributes["small_words"],  # each list by the field of Term that it fills
         "ignore": attributes["ignore"]["phrases"],
         "silent": attributes["silent"]["phrases"],
         "outside": attributes["body_parts"]["terms"],
@@ -396,7 +378,7 @@ def _add_attributes(terms: _Terms, attributes: Row) -> None:
             setattr(term, role, True)
     for sign, join in _SIGNS.items():
         terms[sign].join = join
-    for join, phrases in _JOINS.items():
+    for join, phrases in attributes["joins"].items():
         for term in terms.each(phrases):
             term.join = join
 
