@@ -8,17 +8,19 @@ from typing import Final
 
 from cot_builder.records import Section, Sentence
 
-# A sentence ends at . ! ? before white space or the end, at a full stop glued to the next one
-# ("clear.There", "T12.The", "effusion.2. No"), at a line break, and before an inline list number
-# ("... 2) No effusion"). The full stop of an abbreviation is read with it, and ends nothing.
-_BREAK: Final = re.compile(
-    r"(?P<abbreviation>(?<!\w)(?:(?i:drs?|mrs?|ms|prof|approx|vs|st|nos|fig|i\.e|e\.g|cf|resp|pt)\."
-    r"|(?i:no)\.(?=\s\d{1,2}\b(?![.)]))|(?i:[ap]\.m)\.(?!\s+[A-Z])))"
-    r"|(?<![.!?])[.!?]++[\"')\]]*+(?=\s|$)"
-    r"|(?<=[a-z)\s])\.(?=[A-Z_])|(?<=[A-Z0-9_]{2})\.(?=[A-Z][a-z])"
-    r"|(?<=[A-Za-z)])\.(?=\d{1,2}[.)]\s*[A-Z_])"
-    r"|\n+"
-    r"|\s(?=\(?\d{1,2}\)\s+[A-Z_])"
+# Where a sentence may end: full stops and the like, line breaks, an inline list number. The pattern
+# begins with plain characters, so that it is looked for quickly; `_break` decides.
+_CANDIDATE: Final = re.compile(r"[.!?]++[\"')\]]*+|\n+|\s\(?\d{1,2}\)(?=\s+[A-Z_])")
+# The full stop of an abbreviation ends nothing; "no. 4" and "9 a.m. on" neither.
+_ABBREVIATION: Final = re.compile(
+    r"(?<!\w)(?:drs?|mrs?|ms|prof|approx|vs|st|nos?|fig|i\.e|e\.g|cf|resp|pt|[ap]\.m)\.\Z",
+    re.IGNORECASE,
+)
+_NUMBER_OF: Final = re.compile(r"\s\d{1,2}\b(?![.)])")
+_NEW_SENTENCE: Final = re.compile(r"\s+[A-Z]")
+# A full stop glued to the next sentence: "clear.There", "T12.The", "effusion.2. No".
+_GLUED: Final = re.compile(
+    r"(?<=[a-z)\s]\.)[A-Z_]|(?<=[A-Z0-9_]{2}\.)[A-Z][a-z]|(?<=[A-Za-z)]\.)\d{1,2}[.)]\s*[A-Z_]"
 )
 # Characters; the longest of 2,900 sentences in real reports has 198.
 LONGEST: Final = 2_000
@@ -60,14 +62,40 @@ def split_sections_of(text: str) -> list[Sentence]:
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield start and end of each piece of text between two breaks; white space leads none."""
     start = _after_space(text, 0)
-    for match in _BREAK.finditer(text, start):
-        end = match.end()
-        # The full stop of a list number ends nothing: "1. Lungs are clear."
-        if match["abbreviation"] or _LIST_NUMBER.fullmatch(text, start, end):
-            continue
-        yield start, end
-        start = _after_space(text, end)
+    for match in _CANDIDATE.finditer(text, start):
+        end = _break(text, start, match)
+        if end:
+            yield start, end
+            start = _after_space(text, end)
     yield start, len(text)
+
+
+def _break(text: str, start: int, match: re.Match[str]) -> int:
+    """Return where the sentence that began at `start` ends by this candidate, 0 if it goes on."""
+    stop, end = match.span()
+    if text[stop] == "\n":
+        return end
+    if text[stop].isspace():
+        return stop + 1  # before an inline list number: "... 2) No effusion"
+    single = text[stop:end] == "."
+    if end < len(text) and not text[end].isspace() and not (single and _GLUED.match(text, end)):
+        return 0
+    # The full stop of a list number ends nothing: "1. Lungs are clear."
+    if _LIST_NUMBER.fullmatch(text, start, end) or (
+        single and _is_abbreviation(text, max(start, stop - 7), end)
+    ):
+        return 0
+    return end
+
+
+def _is_abbreviation(text: str, start: int, end: int) -> bool:
+    match = _ABBREVIATION.search(text, start, end)
+    if match is None:
+        return False
+    word = match.group().lower()
+    if word == "no.":
+        return _NUMBER_OF.match(text, end) is not None
+    return not (word in ("a.m.", "p.m.") and _NEW_SENTENCE.match(text, end))
 
 
 def _after_space(text: str, at: int) -> int:
