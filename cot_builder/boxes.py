@@ -327,6 +327,11 @@ def _whole_numbers(low: float, high: float, most: int) -> tuple[int, int]:
 
 
 def _quarter_pixels(size: Size, frame: Frame) -> Size:
+    if frame.scale not in (1, QUARTER):
+        raise UserError(
+            f"frame quarter_pixels: images are reduced to {frame.scale:g} of their size, not to a "
+            f"quarter; use --image-scale {QUARTER}, or --frame norm1000"
+        )
     quarter = scaled(size, QUARTER)
     if frame.pixels.cut(quarter):
         seen = frame.pixels.seen(quarter)

@@ -441,7 +441,8 @@ def doctor(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="The folder at which image paths start: read the files themselves.",
+            help="The folder at which image paths start, to read the files. Without it: the "
+            "dataset's own reduced images, or blank ones of the recorded sizes.",
             show_default=False,
         ),
     ] = None,
@@ -474,9 +475,16 @@ def doctor(
     - `cot-builder doctor out/ms_cxr`
     - `cot-builder doctor out/ms_cxr --model Qwen/Qwen2-VL-2B-Instruct --root /data --overlays look`
     """
-    from cot_builder.doctor import checkup_tables, examine, read_examples, recipe_reader
+    from cot_builder.doctor import (
+        checkup_tables,
+        examine,
+        image_files,
+        read_examples,
+        recipe_reader,
+    )
 
-    if overlays and not root:
+    files = image_files(dataset, root)
+    if overlays and not files:
         raise UserError("--overlays needs --root, the folder at which the image paths start")
     if model and factor:
         raise UserError("--factor is for a doctor without --model: a processor has its own")
@@ -495,11 +503,11 @@ def doctor(
     with _spinner("examples") as progress:
         found = examine(dataset, reader, root=root, max_length=max_length, progress=progress)
     console.print(checkup_tables(found), highlight=False)
-    if overlays and root:
+    if overlays and files:
         from eval.contact_sheet import write_overlays
 
         examples = (example for _, example in read_examples(dataset))
-        *_, sheet = write_overlays(examples, root=root, folder=overlays, most=first)
+        *_, sheet = write_overlays(examples, files=files, folder=overlays, most=first)
         console.print(f"contact sheet: {sheet}", highlight=False)
     if found.problems:
         raise typer.Exit(1)

@@ -29,7 +29,7 @@ from cot_builder.boxes import (
 )
 from cot_builder.dataset import read_manifest, read_rejects, read_studies
 from cot_builder.errors import UserError
-from cot_builder.images import BadImageError, probe
+from cot_builder.images import SUFFIXES, BadImageError, derivative, probe
 from cot_builder.records import Row
 from cot_builder.show import plain, plain_table
 
@@ -41,6 +41,10 @@ _SMALLER: Final = 0.6
 # More faulty boxes than this share come from reading them wrongly, not from slips of the release.
 _FAULTY: Final = 0.2
 _COLUMNS: Final = ("study_id", "sections", "images", "chains", "grounded")
+
+
+# From an image's path in the dataset to its file.
+Files = Callable[[str], Path]
 
 
 class Reader(NamedTuple):
@@ -113,7 +117,7 @@ class Checkup:
 
     reader: Reader
     frame: Frame
-    root: Path | None
+    files: Files | None
     max_length: int | None
     images: int = 0
     examples: int = 0
@@ -127,6 +131,18 @@ class Checkup:
     too_long: Cases = field(default_factory=Cases)
     mistakes: dict[str, Tally] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+
+
+def image_files(dataset: Path, root: Path | None = None) -> Files | None:
+    """Return where the file of an image path lies: below `root`, or reduced below the dataset.
+
+    None when neither is known, since a dataset does not tell where its release was.
+    """
+    if root is not None:
+        return lambda path: root / path
+    if read_manifest(dataset).get("images"):
+        return lambda path: dataset / derivative(path)
+    return None
 
 
 class _Look(NamedTuple):
@@ -176,12 +192,13 @@ def examine(
 ) -> Checkup:
     """Run every example through the reader and back, and gather what is wrong.
 
-    With `root`, the folder at which image paths start, the files themselves are read; without it,
-    blank images of the recorded sizes.
+    With `root`, the folder at which image paths start, the files themselves are read, or else the
+    dataset's own reduced images; without either, blank images of the recorded sizes.
     """
     recorded = Frame.from_row(read_manifest(dataset).get("frame", {}))
     frame = recorded._replace(pixels=reader.pixels)
-    found = Checkup(reader, frame, root, max_length)
+    files = image_files(dataset, root)
+    found = Checkup(reader, frame, files, max_length)
     try:
         check_frames(data=recorded, processor=reader.pixels)
     except UserError as error:
@@ -195,7 +212,7 @@ def examine(
         if image_id not in looks:
             looks[image_id] = None
             try:
-                look = _look(example, frame, reader, root)
+                look = _look(example, frame, reader, files)
                 _count_image(found, example, look)
                 looks[image_id] = look
             except (BadImageError, UserError, ValueError) as error:
@@ -218,13 +235,13 @@ def examine(
 # -- one image, one box
 
 
-def _look(example: Example, frame: Frame, reader: Reader, root: Path | None) -> _Look:
+def _look(example: Example, frame: Frame, reader: Reader, files: Files | None) -> _Look:
     size = example.boxes[0].size
     wanted = scaled(size, QUARTER if frame.name == "quarter_pixels" else frame.scale)
     frame.extent(size)  # quarter_pixels refuses a budget that resizes again
-    if root is None:
+    file = files(example.path) if files else None
+    if file is None or file.suffix.lower() not in SUFFIXES:  # of DICOM the recorded size will do
         return _Look(wanted, reader.see(wanted))
-    file = root / example.path
     had = Size(*probe(file))
     if had.width > size.width or abs(had.height - size.height * had.width / size.width) > 1:
         raise BadImageError(
@@ -400,7 +417,9 @@ MISTAKES: Final[dict[str, Callable[[XYXY, Size, Pixels], tuple[XYXY, XYXY]]]] = 
 def checkup_tables(found: Checkup) -> Group:
     """Draw what was found: figures, the mistakes' scores, then the problems."""
     seen = (
-        f"{found.images:,} images" if found.root else f"{found.images:,} blank images of their size"
+        f"{found.images:,} images"
+        if found.files
+        else f"{found.images:,} blank images of their size"
     )
     figures = plain_table("What the model sees")
     figures.add_column()

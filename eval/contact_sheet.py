@@ -10,8 +10,9 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from cot_builder.doctor import Example
+from cot_builder.doctor import Example, Files
 from cot_builder.errors import UserError
+from cot_builder.images import BadImageError, probe, reduced
 
 # Okabe and Ito's palette: told apart by colour-blind readers.
 _COLOURS: Final = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -22,7 +23,7 @@ _UNSAFE: Final = re.compile(r"[^\w.-]+")
 
 
 def write_overlays(
-    examples: Iterable[Example], *, root: Path, folder: Path, most: int = 48
+    examples: Iterable[Example], *, files: Files, folder: Path, most: int = 48
 ) -> tuple[Path, ...]:
     """Draw the first `most` images with their boxes into a folder, and a contact sheet of them.
 
@@ -39,7 +40,7 @@ def write_overlays(
     for number, (image, of_image) in enumerate(by_image.items(), start=1):
         name = _UNSAFE.sub("_", f"{number:03}_{'_'.join(dict.fromkeys(image))}")
         path = folder / f"{name[:100]}.png"
-        overlay = draw_overlay(of_image, root / of_image[0].path)
+        overlay = draw_overlay(of_image, files(of_image[0].path))
         overlay.save(path)
         drawn.append((path, overlay))
     sheet = folder / "contact_sheet.png"
@@ -49,9 +50,8 @@ def write_overlays(
 
 def draw_overlay(examples: list[Example], file: Path) -> Image.Image:
     """Draw the phrases of one image: boxes on it, words below it."""
-    picture = _opened(file)
     size = examples[0].boxes[0].size
-    picture.thumbnail((_SIDE, _SIDE))
+    picture = _opened(file).convert("RGB")
     x, y = picture.width / size.width, picture.height / size.height
     font = ImageFont.load_default(size=_LINE - 5)
     lines = [f"{examples[0].study_id}: {size.width:.0f} x {size.height:.0f}"]
@@ -76,14 +76,11 @@ def draw_overlay(examples: list[Example], file: Path) -> Image.Image:
 
 def _opened(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as picture:
-            if picture.mode.startswith(("I", "F")):  # 16 bits: white, unless stretched to 8
-                return ImageOps.autocontrast(picture.convert("F").convert("L")).convert("RGB")
-            return picture.convert("RGB")
-    except OSError as error:
+        return reduced(file, scale=min(1, _SIDE / max(probe(file))))
+    except BadImageError as error:
         raise UserError(
-            f"cannot draw {file} ({error.strerror or error}); --root is the folder at which the "
-            "dataset's image paths start"
+            f"cannot draw {file} ({error.detail}); --root is the folder at which the dataset's "
+            "image paths start"
         ) from None
 
 

@@ -214,6 +214,12 @@ def test_quarter_pixels_are_refused_where_the_quarter_would_be_resized_again() -
         assert said in str(refused.value)
 
 
+def test_quarter_pixels_take_no_other_scale() -> None:
+    assert Frame("quarter_pixels", scale=0.25).extent(Size(800, 1200)) == (200, 300)
+    with pytest.raises(UserError, match=r"--image-scale 0\.25"):
+        Frame("quarter_pixels", scale=0.5).extent(Size(800, 1200))
+
+
 def test_strips_that_no_processor_takes_are_an_error() -> None:
     with pytest.raises(ValueError, match="200 times"):
         smart_resize(10, 2001)

@@ -14,6 +14,7 @@ from cot_builder.boxes import Frame, Pixels, Size
 from cot_builder.cli import app
 from cot_builder.doctor import Checkup, examine, read_examples, recipe_reader
 from cot_builder.errors import UserError
+from cot_builder.images import scaling
 from cot_builder.pipeline import BuildOptions, build
 from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
@@ -36,11 +37,11 @@ def made(
     *,
     form: str = "xyxy",
     frame: Frame = Frame(),  # noqa: B008
-    image_size: tuple[int, int] = SIZE,
+    image_scale: float | None = None,
 ) -> Path:
     """Write images and a table of boxes, and build them."""
     for name in {row[0] for row in rows}:
-        Image.new("L", image_size, 90).save(folder / name)
+        Image.new("L", SIZE, 90).save(folder / name)
     with (folder / "boxes.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["image", "phrase", "a", "b", "c", "d"])
@@ -51,7 +52,15 @@ def made(
         box_columns=("a", "b", "c", "d"),
         box_format=form,  # type: ignore[arg-type]
     )
-    build(BuildOptions(source="boxes", release=options, out=folder / "out", frame=frame))
+    build(
+        BuildOptions(
+            source="boxes",
+            release=options,
+            out=folder / "out",
+            frame=frame,
+            scaling=scaling(image_scale) if image_scale else None,
+        )
+    )
     return folder / "out"
 
 
@@ -152,6 +161,17 @@ def test_reduced_images_keep_their_boxes(tmp_path: Path) -> None:
     found = checked(dataset, root=tmp_path)
     assert found.problems == []
     assert found.most_tokens == 7 * 11
+
+
+def test_the_datasets_own_reduced_images_are_read(tmp_path: Path) -> None:
+    dataset = made(tmp_path, frame=Frame(scale=0.25), image_scale=0.25)
+    for root in (None, tmp_path):
+        found = checked(dataset, root=root)
+        assert found.problems == []
+        assert found.files is not None
+        assert found.most_tokens == 7 * 11
+    tight = Pixels(max_pixels=40_000)
+    assert checked(dataset, tight).cut_again.n == 3
 
 
 def test_a_lost_image_names_the_row(tmp_path: Path) -> None:

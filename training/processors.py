@@ -13,6 +13,7 @@ from transformers.utils.import_utils import is_torchvision_available
 from cot_builder.boxes import Pixels, Size
 from cot_builder.doctor import Reader
 from cot_builder.errors import UserError
+from cot_builder.images import reduced
 
 
 def _image_only(name: str) -> type[Any]:
@@ -79,13 +80,11 @@ def processor_reader(
     patch = processor.image_processor.patch_size
 
     def see(image: Path | Size) -> Size:
-        picture = (
-            Image.new("L", (round(image.width), round(image.height)))
-            if isinstance(image, Size)
-            else Image.open(image)
-        )
-        with picture:
-            batch = processor.image_processor(images=[picture.convert("RGB")], return_tensors="np")
+        if isinstance(image, Size):
+            picture = Image.new("RGB", (round(image.width), round(image.height)))
+        else:
+            picture = reduced(image, scale=1).convert("RGB")
+        batch = processor.image_processor(images=[picture], return_tensors="np")
         _, rows, columns = batch["image_grid_thw"][0].tolist()
         return Size(columns * patch, rows * patch)
 
