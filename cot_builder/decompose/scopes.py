@@ -17,8 +17,8 @@ _CONTRASTS: Final = frozenset({"favor_over", "rather_than"})  # cues that deny a
 def read_cues(p: Parse) -> None:
     """Judge every observation, drop what is only supposed, and link explanations."""
     p.scope = [FREE] * len(p.terms)
-    for i in range(len(p.terms)):
-        if i not in p.used and _takes_hold(p, i):
+    for i, term in enumerate(p.terms):
+        if term.forward.means in _REACHING and i not in p.used and _takes_hold(p, i):
             _reach_forward(p, i)
     for i, term in enumerate(p.terms):
         if term.backward.means and i not in p.used and not _looks_forward(p, i):
@@ -35,9 +35,9 @@ def read_cues(p: Parse) -> None:
 
 def _takes_hold(p: Parse, i: int) -> bool:
     """Tell whether a forward cue works where it stands."""
-    term, held = p.terms[i], p.scope[i]
+    term = p.terms[i]
     cue = term.forward
-    if cue.means not in _REACHING or _stays_held(cue, held, i):
+    if _stays_held(cue, p.scope[i], i):
         return False
     if term.text == "not" and p.at(i + 1).states:
         return False  # denies the state, not what follows it
