@@ -433,7 +433,7 @@ def doctor(
         typer.Option(
             metavar="MODEL",
             help="A model's folder or its name on the Hub: use its real processor. Without it, "
-            "Qwen-VL's rule of resizing.",
+            "Qwen-VL's rule of resizing with the dataset's pixel budget.",
             show_default=False,
         ),
     ] = None,
@@ -481,6 +481,7 @@ def doctor(
         image_files,
         read_examples,
         recipe_reader,
+        recorded_frame,
     )
 
     files = image_files(dataset, root)
@@ -498,7 +499,8 @@ def doctor(
 
         reader = processor_reader(model, min_pixels=min_pixels, max_pixels=max_pixels)
     else:
-        reader = recipe_reader(_pixels(min_pixels, max_pixels, factor))
+        recorded = recorded_frame(dataset).pixels
+        reader = recipe_reader(_pixels(min_pixels, max_pixels, factor, unless_given=recorded))
     console = Console()
     with _spinner("examples") as progress:
         found = examine(dataset, reader, root=root, max_length=max_length, progress=progress)
@@ -688,11 +690,18 @@ def _pairs(listed: str) -> tuple[tuple[str, str], ...]:
     return tuple((ours.strip(), theirs.strip()) for ours, _, theirs in pairs)
 
 
-def _pixels(min_pixels: int | None, max_pixels: int | None, factor: int | None) -> Pixels:
+def _pixels(
+    min_pixels: int | None,
+    max_pixels: int | None,
+    factor: int | None,
+    *,
+    unless_given: Pixels | None = None,
+) -> Pixels:
     from cot_builder.boxes import Pixels
 
     given = {"factor": factor, "min_pixels": min_pixels, "max_pixels": max_pixels}
-    pixels = Pixels(**{name: number for name, number in given.items() if number is not None})
+    chosen = {name: number for name, number in given.items() if number is not None}
+    pixels = (unless_given or Pixels())._replace(**chosen)
     if not pixels.min_pixels <= pixels.max_pixels:
         raise UserError(
             f"--min-pixels {pixels.min_pixels} is more than --max-pixels {pixels.max_pixels}"

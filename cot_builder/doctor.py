@@ -133,6 +133,11 @@ class Checkup:
     problems: list[str] = field(default_factory=list)
 
 
+def recorded_frame(dataset: Path) -> Frame:
+    """Return the frame and pixel budget that a dataset's manifest names."""
+    return Frame.from_row(read_manifest(dataset).get("frame", {}))
+
+
 def image_files(dataset: Path, root: Path | None = None) -> Files | None:
     """Return where the file of an image path lies: below `root`, or reduced below the dataset.
 
@@ -195,7 +200,7 @@ def examine(
     With `root`, the folder at which image paths start, the files themselves are read, or else the
     dataset's own reduced images; without either, blank images of the recorded sizes.
     """
-    recorded = Frame.from_row(read_manifest(dataset).get("frame", {}))
+    recorded = recorded_frame(dataset)
     frame = recorded._replace(pixels=reader.pixels)
     files = image_files(dataset, root)
     found = Checkup(reader, frame, files, max_length)

@@ -242,8 +242,17 @@ def test_the_command_prints_draws_and_fails(sound: Path, tmp_path: Path) -> None
         scale = 640 / 1200
         assert overlay.getpixel((round(60 * scale), round(640 * scale))) == (0xE6, 0x9F, 0)
         assert overlay.getpixel((round(220 * scale), round(450 * scale))) == (90, 90, 90)
-    assert CliRunner().invoke(app, ["doctor", str(dataset), "--factor", "32"]).exit_code == 1
+    other = CliRunner().invoke(app, ["doctor", str(dataset), "--factor", "32"])
+    assert other.exit_code == 1
+    assert "factor: the dataset says 28, the processor 32" in " ".join(other.output.split())
     assert CliRunner().invoke(app, ["doctor", str(dataset), "--overlays", str(look)]).exit_code == 1
+
+
+def test_without_a_model_the_budget_is_the_datasets_own(tmp_path: Path) -> None:
+    dataset = made(tmp_path, frame=Frame(pixels=Pixels(32, 4096, 200_000)))
+    result = CliRunner().invoke(app, ["doctor", str(dataset)])
+    assert result.exit_code == 0, result.output
+    assert "factor 32, 4096 to 200000 pixels" in " ".join(result.output.split())
 
 
 # -- a real processor
