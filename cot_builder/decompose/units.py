@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from string import ascii_uppercase
 from typing import Final, NamedTuple
 
-from cot_builder.decompose.lexicon import WORD, Lexicon, Term
+from cot_builder.decompose.lexicon import TOKEN, WORD, Lexicon, Term
 
 # One character for one, so that offsets stay: hyphens, dashes and line breaks read as spaces.
 _FOLD: Final = {ord(sign): " " for sign in "-‐‑–—\n\t\u00a0"} | {
     ord(letter): letter.lower() for letter in ascii_uppercase
 }
 _WORD: Final = re.compile(r"[a-z0-9_.]*[a-z0-9_]")
-_ALNUM: Final = bytes(chr(code).isalnum() for code in range(256))
 _SHORTEST_MISSPELT: Final = 7
 
 
@@ -55,15 +54,13 @@ def find_units(folded: str, lexicon: Lexicon) -> list[Unit]:
 
 def _longest(folded: str, lexicon: Lexicon) -> dict[int, tuple[int, Term]]:
     """Return the end and the term of the longest phrase at each start where there is one."""
-    # Looked up four times a match: 1 for a letter or digit, with a sign before and behind the text.
-    alnum = b"\0" + folded.encode("latin-1", "replace").translate(_ALNUM) + b"\0"
+    spans = [match.span() for match in TOKEN.finditer(folded)]
+    number = lexicon.tokens.get
+    numbers = tuple([number(folded[start:end], 0) for start, end in spans])
     longest = {}
-    for last, (length, term) in lexicon.automaton.iter(folded):
-        start, end = last - length + 1, last + 1
-        # A phrase ends where a word ends; a phrase of signs ("," ">") ends anywhere.
-        if (alnum[start] and alnum[start + 1]) or (alnum[end] and alnum[end + 1]):
-            continue
-        longest[start] = (end, term)  # those of one start come by length
+    for last, (length, term) in lexicon.automaton.iter(numbers):
+        # Those of one start come by length: the last stands.
+        longest[spans[last - length + 1][0]] = (spans[last][1], term)
     return longest
 
 
