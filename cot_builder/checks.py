@@ -303,7 +303,7 @@ def _kind(table: Mapping[str, Any], signs: Mapping[str, Row]) -> Kind:
     )
 
 
-def _inside(banks: Banks) -> dict[str, frozenset[str]]:
+def regions_around(banks: Banks) -> dict[str, frozenset[str]]:
     """Return each region with all the regions that hold it."""
     holder = {region["name"]: region.get("within") for region in banks.regions["region"]}
 
@@ -548,7 +548,7 @@ def check_datasets(
 def _check_dataset(dataset: Dataset, banks: Banks, entries: list[Entry]) -> Iterator[Problem]:
     manifest = dataset.manifest
     images = dataset.folder if manifest.get("images") else None
-    given = Given(compile_pairs(banks), _inside(banks), images)
+    given = Given(compile_pairs(banks), regions_around(banks), images)
     any_split = any(shard["split"] for shard in manifest["shards"])
     yield from _check_shards(dataset)
     studies: Counter[str] = Counter()
