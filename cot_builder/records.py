@@ -236,10 +236,11 @@ class Rejected(NamedTuple):
         return self._asdict()
 
 
-def in_bank_order(regions: set[str] | frozenset[str]) -> tuple[str, ...]:
+@lru_cache(maxsize=4096)
+def in_bank_order(regions: frozenset[str]) -> tuple[str, ...]:
     """Sort regions into bank order.
 
-    >>> in_bank_order({"trachea", "left lung"})
+    >>> in_bank_order(frozenset({"trachea", "left lung"}))
     ('left lung', 'trachea')
     """
     return tuple(sorted(regions, key=_REGION_ORDER.__getitem__))

@@ -13,6 +13,7 @@ from cot_builder.records import Basis, Chain, Decomposition, Section, Unmapped, 
 from cot_builder.sentences import split_sentences
 from knowledge_banks import Banks
 
+CACHED: Final = 100_000  # sentences; about 400 MiB
 LONGEST_TITLE: Final = 24  # of a line such as "Left ankle." that opens another part of the body
 
 
@@ -65,6 +66,8 @@ class Decomposer:
             return decompose_sentence(text, self.lexicon)
         found = self._cache.get(text)
         if found is None:
+            if len(self._cache) >= CACHED:
+                self._cache.clear()
             found = self._cache[text] = decompose_sentence(text, self.lexicon)
         return found
 

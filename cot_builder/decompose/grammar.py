@@ -5,7 +5,7 @@ Each pass is a function over one `Parse`, in a room of its own: structures, scop
 
 from __future__ import annotations
 
-from cot_builder.decompose.lexicon import Lexicon
+from cot_builder.decompose.lexicon import Lexicon, Role
 from cot_builder.decompose.parse import Mention, Parse
 from cot_builder.decompose.places import read_places
 from cot_builder.decompose.scopes import read_cues
@@ -16,16 +16,17 @@ from cot_builder.decompose.units import find_units
 def parse(folded: str, lexicon: Lexicon) -> Parse:
     """Find the mentions of one sentence with their assertions, regions and spans."""
     p = Parse(folded, find_units(folded, lexicon), lexicon)
-    if any(term.outside for term in p.terms):
+    if p.roles & Role.OUTSIDE:
         return p
-    if any(term.structure is not None or term.generic for term in p.terms):
+    if p.roles & Role.STRUCTURE:
         read_structures(p)
     if observed := _observed(p):
         p.mentions = sorted([*p.mentions, *observed], key=lambda mention: mention.first)
         read_cues(p)
     read_places(p)
     # "This pneumothorax measures 3 cm" speaks of one that was told before.
-    p.mentions = [m for m in p.mentions if not p.at(m.left - 1).told_before]
+    if p.roles & Role.TOLD_BEFORE:
+        p.mentions = [m for m in p.mentions if not p.at(m.left - 1).told_before]
     for mention in p.mentions:
         mention.start, mention.end = p.units[mention.left].start, p.units[mention.right].end
     return p

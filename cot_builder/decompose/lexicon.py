@@ -16,8 +16,8 @@ from rapidfuzz.distance import OSA
 from cot_builder.records import Assertion
 from knowledge_banks import Banks, expand
 
-# A word, a run of underscores, or a sign; white space parts them.
-TOKEN: Final = re.compile(r"[^\W_]+|_+|[^\w\s]")
+# A word, up to three underscores (a mask), or a sign; white space parts them.
+TOKEN: Final = re.compile(r"[^\W_]+|_{1,3}|[^\w\s]")
 
 Side = Literal["left", "right", "both"]
 Place: TypeAlias = "tuple[Side | None, Site | None, bool]"  # side, site, weak
@@ -132,10 +132,37 @@ class Term:
     modifier: bool = False  # belongs to the phrase of an observation
     lists: bool = False  # joins the items of a list
     breaks: bool = False  # ends the reach of a cue
+    roles: int = 0  # bits of Role: a pass is left out where no term of a sentence has its role
     inner: tuple[Place, ...] = ()  # the places in an observation's own phrase ("apical cap")
 
 
 WORD: Final = Term("")
+
+
+class Role:
+    """Bits that tell what a sentence holds, so that its passes need not look."""
+
+    OUTSIDE = 1
+    STRUCTURE = 2
+    FORWARD = 4
+    BACKWARD = 8
+    MASK = 16
+    OR = 32
+    PLACE = 64
+    TOLD_BEFORE = 128
+
+
+def _roles(term: Term) -> int:
+    return (
+        Role.OUTSIDE * term.outside
+        | Role.STRUCTURE * (term.structure is not None or term.generic)
+        | Role.FORWARD * bool(term.forward.means)
+        | Role.BACKWARD * bool(term.backward.means)
+        | Role.MASK * term.mask
+        | Role.OR * (term.join == "or")
+        | Role.PLACE * (term.place is not None)
+        | Role.TOLD_BEFORE * term.told_before
+    )
 
 
 class Lexicon(NamedTuple):
@@ -404,6 +431,7 @@ def _derive(terms: Mapping[str, Term]) -> None:
         term.modifier = bool(term.plain or term.severity or term.temporal or term.mask)
         term.lists = term.join in (",", "and", "or")
         term.breaks = term.join == ";" or term.forward.means == "end"
+        term.roles = _roles(term)
     places = {phrase: term.place for phrase, term in terms.items() if _tells_side(term)}
     for phrase, term in terms.items():
         if term.observation is not None and not term.observation.fixed and " " in phrase:

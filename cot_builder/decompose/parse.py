@@ -102,6 +102,7 @@ class Parse:
     units: list[Unit]
     lexicon: Lexicon
     terms: list[Term] = field(init=False)
+    roles: int = 0  # all bits of Role that its terms have
     groups: list[Group] = field(default_factory=list)
     mentions: list[Mention] = field(default_factory=list)
     scope: list[Hold] = field(default_factory=list)  # per unit, once cues are read
@@ -111,6 +112,8 @@ class Parse:
 
     def __post_init__(self) -> None:
         self.terms = [unit.term for unit in self.units]
+        for term in self.terms:
+            self.roles |= term.roles
 
     def at(self, i: int) -> Term:
         """Return the term of a unit; beyond either end of the sentence stands a bare word."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-from cot_builder.decompose.lexicon import Observation, Place, Side, Site, Term
+from cot_builder.decompose.lexicon import Observation, Place, Role, Side, Site, Term
 from cot_builder.decompose.parse import Mention, Parse, in_phrase
 from cot_builder.decompose.structures import own_side
 
@@ -17,9 +17,10 @@ def read_places(p: Parse) -> None:
     """Collect the places of every mention, share them, and resolve them to regions."""
     free = [mention for mention in p.mentions if not mention.said]
     _read_own_places(p, free)
-    _share_in_lists(p, free)
-    _share_in_sentence(p, free)
-    _share_with_explanations(p)
+    if p.roles & Role.PLACE or any(mention.places for mention in p.mentions):
+        _share_in_lists(p, free)
+        _share_in_sentence(p, free)
+        _share_with_explanations(p)
     for mention in p.mentions:
         mention.regions = regions_of(mention.observation, mention.places)
 
@@ -343,6 +344,8 @@ def _is_strong(mention: Mention) -> bool:
 def regions_of(observation: Observation, places: Sequence[Place]) -> frozenset[str]:
     """Resolve places to regions: a site takes the side before it, a lone side the own site."""
     site = observation.site
+    if not places:
+        return site.by_side[None]
     if observation.fixed:
         elsewhere = {s.id for _, s, weak in places if s is not None and not weak}
         if site.id in elsewhere or not elsewhere & observation.places:

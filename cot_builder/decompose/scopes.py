@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Final
 
-from cot_builder.decompose.lexicon import Cue, Term
+from cot_builder.decompose.lexicon import Cue, Role, Term
 from cot_builder.decompose.parse import FREE, Hold, Mention, Parse, Reached, in_phrase
 
 _REACHING: Final = frozenset({"negative", "uncertain", "drop", "link", "emphasis"})
@@ -17,17 +17,21 @@ _CONTRASTS: Final = frozenset({"favor_over", "rather_than"})  # cues that deny a
 def read_cues(p: Parse) -> None:
     """Judge every observation, drop what is only supposed, and link explanations."""
     p.scope = [FREE] * len(p.terms)
-    for i, term in enumerate(p.terms):
-        if term.forward.means in _REACHING and i not in p.used and _takes_hold(p, i):
-            _reach_forward(p, i)
-    for i, term in enumerate(p.terms):
-        if term.backward.means and i not in p.used and not _looks_forward(p, i):
-            _reach_back(p, i, term.backward.means)
-    for i, term in enumerate(p.terms):
-        if term.mask and i > 0:
-            _read_mask(p, i)
+    if p.roles & Role.FORWARD:
+        for i, term in enumerate(p.terms):
+            if term.forward.means in _REACHING and i not in p.used and _takes_hold(p, i):
+                _reach_forward(p, i)
+    if p.roles & Role.BACKWARD:
+        for i, term in enumerate(p.terms):
+            if term.backward.means and i not in p.used and not _looks_forward(p, i):
+                _reach_back(p, i, term.backward.means)
+    if p.roles & Role.MASK:
+        for i, term in enumerate(p.terms):
+            if term.mask and i > 0:
+                _read_mask(p, i)
     _assert_mentions(p)
-    _alternatives(p)
+    if p.roles & Role.OR:
+        _alternatives(p)
 
 
 # -- forward cues
