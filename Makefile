@@ -39,7 +39,7 @@ format: $(VENV)/dev.installed ## let ruff mend and format what it can
 	$(BIN)/ruff format
 
 .PHONY: bench
-bench: bench-decompose bench-build ## both benchmarks; results in benchmarks/results
+bench: bench-decompose bench-build bench-images ## all benchmarks; results in benchmarks/results
 
 .PHONY: bench-decompose
 bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## decomposer beside medspaCy
@@ -48,6 +48,10 @@ bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## deco
 .PHONY: bench-build
 bench-build: $(VENV)/dev.installed ## a whole build of STUDIES=227835 generated studies
 	$(BIN)/python benchmarks/bench_build.py --studies $(STUDIES)
+
+.PHONY: bench-images
+bench-images: $(VENV)/dev.installed ## quarter-size images beside plain Pillow
+	$(BIN)/python benchmarks/bench_images.py
 
 .PHONY: numpy2
 numpy2: .venv-numpy2/dev.installed ## the tests again on the newer stack, constraints-numpy2.txt

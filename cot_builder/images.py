@@ -20,7 +20,7 @@ from cot_builder.errors import UserError
 SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 # The largest radiographs have some 25 million pixels; a header that claims far more is a trap.
 MOST_PIXELS: Final = 150_000_000
-# As MIMIC-CXR-JPG's own. A PNG takes 3 times the space and 14 times the time to write; see
+# As MIMIC-CXR-JPG's own. A PNG takes over twice the space and 14 times the time to write; see
 # benchmarks/README.md for what the encoding does to the pixels.
 QUALITY: Final = 95
 IMAGES: Final = "images"
