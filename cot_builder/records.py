@@ -153,15 +153,6 @@ class Chain:
             }
         )
 
-    def shifted(self, *, section: str, sentence: int, by: int) -> Chain:
-        """Return the same chain at another place of a report: `by` characters further on."""
-        # Written out: dataclasses.replace takes three times as long, on every chain of a build.
-        return Chain(
-            section, sentence, self.finding, self.start + by, self.end + by, self.disease,
-            self.basis, self.assertion, self.regions, self.concepts, self.severity, self.temporal,
-            self.boxes, self.rule,
-        )  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
@@ -196,13 +187,6 @@ class Unmapped:
     def from_row(cls, row: Mapping[str, Any]) -> Unmapped:
         """Read a finding back from a row of the `unmapped` column."""
         return cls(**{**row, "regions": tuple(row["regions"])})
-
-    def shifted(self, *, section: str, sentence: int, by: int) -> Unmapped:
-        """Return the same finding at another place of a report: `by` characters further on."""
-        return Unmapped(
-            section, sentence, self.finding, self.start + by, self.end + by,
-            self.assertion, self.regions, self.rule,
-        )  # fmt: skip
 
 
 class Decomposition(NamedTuple):

@@ -125,13 +125,6 @@ def test_rows_read_back(mention: Chain | Unmapped) -> None:
     assert type(mention).from_row(row) == mention
 
 
-@given(CHAINS | FINDINGS, st.integers(0, 1000))
-def test_shifted_moves_and_keeps_the_rest(mention: Chain | Unmapped, by: int) -> None:
-    assert mention.shifted(section="impression", sentence=7, by=by) == dataclasses.replace(
-        mention, section="impression", sentence=7, start=mention.start + by, end=mention.end + by
-    )
-
-
 def test_report_gives_a_section_by_name() -> None:
     report = Report("1", None, "mine", None, (Section("findings", "Clear."),))
     assert report.section("findings") == "Clear."

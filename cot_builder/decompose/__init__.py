@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from cot_builder.decompose.grammar import parse
 from cot_builder.decompose.lexicon import Lexicon, compile_lexicon
 from cot_builder.decompose.parse import Mention, Parse
 from cot_builder.decompose.units import fold
-from cot_builder.records import Basis, Chain, Decomposition, Section, Unmapped, in_bank_order
+from cot_builder.records import (
+    Assertion,
+    Basis,
+    Chain,
+    Decomposition,
+    Section,
+    Sentence,
+    Unmapped,
+    in_bank_order,
+)
 from cot_builder.sentences import split_sentences
 from knowledge_banks import Banks
 
@@ -17,11 +26,26 @@ CACHED: Final = 100_000  # sentences; about 400 MiB
 LONGEST_TITLE: Final = 24  # of a line such as "Left ankle." that opens another part of the body
 
 
-class SentenceResult(NamedTuple):
-    """What one sentence tells, with offsets in it, and whether it bears a finding."""
+class Told(NamedTuple):
+    """One mention of a sentence, with offsets in it; without a disease it is unmapped."""
 
-    chains: tuple[Chain, ...]
-    unmapped: tuple[Unmapped, ...]
+    finding: str
+    start: int
+    end: int
+    disease: str | None
+    basis: Basis
+    assertion: Assertion
+    regions: tuple[str, ...]
+    concepts: tuple[str, ...]
+    severity: str | None
+    temporal: str | None
+    rule: str
+
+
+class SentenceResult(NamedTuple):
+    """What one sentence tells, and whether it bears a finding."""
+
+    told: tuple[Told, ...]
     bearing: bool
 
 
@@ -52,16 +76,17 @@ class Decomposer:
                     )
                 if outside:
                     continue
-                result = self.sentence(sentence.text)
+                result = self._read(sentence.text)
                 bearing += result.bearing
-                covered += bool(result.chains or result.unmapped)
-                where = {"section": section.name, "sentence": sentence.index, "by": sentence.start}
-                chains += [chain.shifted(**where) for chain in result.chains]  # type: ignore[arg-type]
-                unmapped += [finding.shifted(**where) for finding in result.unmapped]  # type: ignore[arg-type]
+                covered += bool(result.told)
+                for told in result.told:
+                    if told.disease is None:
+                        unmapped.append(_unmapped(told, sentence))
+                    else:
+                        chains.append(_chain(told, told.disease, sentence))
         return Decomposition(tuple(chains), tuple(unmapped), sentences, bearing, covered)
 
-    def sentence(self, text: str) -> SentenceResult:
-        """Decompose one sentence; offsets count from its start."""
+    def _read(self, text: str) -> SentenceResult:
         if self._cache is None:
             return decompose_sentence(text, self.lexicon)
         found = self._cache.get(text)
@@ -74,13 +99,9 @@ class Decomposer:
 
 def decompose_sentence(text: str, lexicon: Lexicon) -> SentenceResult:
     """Decompose one sentence with compiled banks."""
-    chains: list[Chain] = []
-    unmapped: list[Unmapped] = []
     p = parse(fold(text), lexicon)
-    for mention in p.mentions:
-        _write(mention, text, p, chains, unmapped)
-    bearing = bool(chains or unmapped) or not any(u.term.silent for u in p.units)
-    return SentenceResult(tuple(chains), tuple(unmapped), bearing)
+    told = tuple(one for mention in p.mentions for one in _tell(mention, text, p))
+    return SentenceResult(told, bool(told) or not any(term.silent for term in p.terms))
 
 
 def rule_id(mention: Mention, p: Parse) -> str:
@@ -94,23 +115,30 @@ def rule_id(mention: Mention, p: Parse) -> str:
     return f"{mention.observation.rule}{f'~{spelt}' if spelt else ''}{cue}@{p.lexicon.version}"
 
 
-def _write(
-    mention: Mention, text: str, p: Parse, chains: list[Chain], unmapped: list[Unmapped]
-) -> None:
+def _tell(mention: Mention, text: str, p: Parse) -> Iterator[Told]:
     observation = mention.observation
     start, end = mention.start, mention.end
-    finding, regions, rule = text[start:end], in_bank_order(mention.regions), rule_id(mention, p)
-    if not observation.diseases:
-        unmapped.append(Unmapped("", 0, finding, start, end, mention.assertion, regions, rule))
-        return
-    severity = next(
-        (t for u in p.units[mention.left : mention.first + 1] if (t := u.term.severity)), None
-    )
-    basis: Basis = "stated" if observation.stated else "implied"
-    for disease in observation.diseases:
-        chains.append(
-            Chain(
-                "", 0, finding, start, end, disease, basis, mention.assertion, regions,
-                observation.concepts, severity, mention.temporal, (), rule,
-            )
+    phrase = p.terms[mention.left : mention.first + 1]
+    severity = next((term.severity for term in phrase if term.severity), None)
+    for disease in observation.diseases or (None,):
+        yield Told(
+            text[start:end], start, end, disease, "stated" if observation.stated else "implied",
+            mention.assertion, in_bank_order(mention.regions), observation.concepts, severity,
+            mention.temporal, rule_id(mention, p),
         )  # fmt: skip
+
+
+def _chain(told: Told, disease: str, sentence: Sentence) -> Chain:
+    return Chain(
+        sentence.section, sentence.index, told.finding,
+        told.start + sentence.start, told.end + sentence.start, disease, told.basis,
+        told.assertion, told.regions, told.concepts, told.severity, told.temporal, (), told.rule,
+    )  # fmt: skip
+
+
+def _unmapped(told: Told, sentence: Sentence) -> Unmapped:
+    return Unmapped(
+        sentence.section, sentence.index, told.finding,
+        told.start + sentence.start, told.end + sentence.start,
+        told.assertion, told.regions, told.rule,
+    )  # fmt: skip
