@@ -1,4 +1,4 @@
-"""The closed sets: labels, regions and assertions. Everything else is open, and lives in the banks."""
+"""The closed sets: labels, regions, assertions. Everything else is open and lives in the banks."""
 
 from typing import Final
 
