@@ -413,8 +413,14 @@ class Worker:
                 )
             except BadImageError as error:
                 lost.add(image.image_id)
+                boxes = sum(
+                    box.image_id == image.image_id
+                    for phrase in report.grounded
+                    for box in phrase.boxes
+                )
+                detail = f"{error.detail}; left out with its boxes: {boxes}"
                 rejects.append(
-                    Rejected(report.source, image.path, error.reason, error.detail, report.study_id)
+                    Rejected(report.source, image.path, error.reason, detail, report.study_id)
                 )
             except OSError as error:
                 raise UserError(

@@ -291,6 +291,8 @@ def test_a_build_writes_copies_and_sets_bad_images_aside(release: Path, tmp_path
         line["file"]: line["reason"] for line in read_rejects(out) if line["reason"][:2] == "im"
     }
     assert reasons == {"d.png": "image_unreadable", "f.png": "image_missing"}
+    details = {line["file"]: line["detail"] for line in read_rejects(out)}
+    assert details["d.png"].endswith("left out with its boxes: 1")
     manifest = read_manifest(out)
     assert manifest["images"]["scale"] == manifest["frame"]["scale"] == 0.25
     assert run("check", out)[0] == 0
