@@ -36,7 +36,8 @@ LABELLED: Final = Leaf(list, "label")
 PLACES: Final = Leaf(list, "region")
 LIST: Final[dict[str, Shape]] = {"words": PHRASES}
 MENTION: Final[dict[str, Shape]] = {
-    "labels?": LABELLED, "unmapped?": FLAG, "sign?": Leaf(str, "sign"), "basis?": Leaf(list, "basis"),
+    "labels?": LABELLED, "unmapped?": FLAG, "sign?": Leaf(str, "sign"),
+    "basis?": Leaf(list, "basis"),
     "assertions?": Leaf(list, "assertion"), "finding?": PHRASES, "sentence?": PHRASES,
     "unless?": PHRASES,
 }  # fmt: skip
