@@ -13,12 +13,13 @@ Labels = dict[str, int | None]
 _ABNORMAL = tuple(label for label in LABELS if label not in ("No Finding", "Support Devices"))
 
 
-def report_labels(chains: Iterable[Chain]) -> Labels:
+def report_labels(chains: Iterable[Chain], *, whole: bool = True) -> Labels:
     """Aggregate stated chains to the 14 labels: 1 positive, 0 negative, -1 uncertain, else None.
 
     Positive wins over uncertain, uncertain over negative. No Finding is 1 exactly when no other
     label except Support Devices is positive or uncertain, and None otherwise (chain specification,
-    section 4).
+    section 4). In phrases that are not the `whole` report, what is missing says nothing: No Finding
+    is then None.
     """
     found: dict[str, set[int]] = {}
     for chain in chains:
@@ -26,7 +27,7 @@ def report_labels(chains: Iterable[Chain]) -> Labels:
             found.setdefault(chain.disease, set()).add(LABEL_VALUES[chain.assertion])
     labels: Labels = {label: _strongest(found.get(label, set())) for label in LABELS}
     abnormal = any(labels[label] in (1, -1) for label in _ABNORMAL)
-    labels["No Finding"] = None if abnormal else 1
+    labels["No Finding"] = 1 if whole and not abnormal else None
     return labels
 
 

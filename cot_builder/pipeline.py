@@ -376,7 +376,7 @@ class Worker:
             row = study_row(
                 report,
                 decomposition,
-                report_labels(decomposition.chains),
+                report_labels(decomposition.chains, whole=not report.grounded),
                 bank_version=self.options.release.banks.version,
             )
         except UserError:

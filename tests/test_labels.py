@@ -94,3 +94,8 @@ def test_the_sample_of_chexpert_labeler_is_met_exactly(shared: Path) -> None:
         text = clean_text(row["Reports"])
         found = report_labels(decomposer.decompose([Section("findings", text)]).chains)
         assert found == {label: int(float(row[label])) if row[label] else None for label in LABELS}
+
+
+def test_phrases_are_no_whole_report() -> None:
+    assert report_labels((), whole=True)["No Finding"] == 1
+    assert report_labels((), whole=False)["No Finding"] is None
