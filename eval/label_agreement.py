@@ -25,8 +25,6 @@ from knowledge_banks.loader import FOLDER, read_bank
 State = int | None
 # A label's four states, with the words that tables and files use for them.
 STATES: Final[Mapping[State, str]] = {1: "positive", 0: "negative", -1: "uncertain", None: "blank"}
-# MIMIC-CXR-JPG's 2.1.0 test set names one column its own way; other aliases stand in the bank.
-_RELEASE_ALIASES: Final = {"airspace opacity": "Lung Opacity"}
 _BLANKS: Final = frozenset({"", "nan", "none", "null"})
 
 
@@ -237,7 +235,7 @@ def _label_names() -> dict[str, str]:
     aliases = {
         alias.lower(): entry["name"] for entry in diseases for alias in entry.get("aliases", [])
     }
-    return {label.lower(): label for label in LABELS} | _RELEASE_ALIASES | aliases
+    return {label.lower(): label for label in LABELS} | aliases
 
 
 def _state(cell: str, where: str) -> State:
