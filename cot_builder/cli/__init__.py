@@ -1,0 +1,85 @@
+"""The commands of `cot-builder`; each imports what it needs when it runs: --help is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from cot_builder import __version__
+from cot_builder.cli import banks, building, checking, looking
+from cot_builder.errors import UserError
+
+
+class _Commands(TyperGroup):
+    """Turns a UserError into its one line and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"cot-builder: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cot-builder {__version__}")
+        raise typer.Exit
+
+
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+# To add one: a function in a module of this package, and a line here; --help keeps this order.
+COMMANDS: Final = {
+    "build": building.build,
+    "show": looking.show,
+    "stats": looking.stats,
+    "explain": looking.explain,
+    "check": checking.check,
+    "doctor": checking.doctor,
+    "score-chains": checking.score_chains,
+}
+# The same for commands of two words: a group's help, and its commands.
+GROUPS: Final = {
+    "banks": (
+        "Look at the knowledge banks.",
+        {"lint": banks.lint, "show": banks.show, "diff": banks.diff},
+    ),
+}
+
+
+def _group(text: str, commands: dict[str, Any], **settings: Any) -> typer.Typer:
+    group = typer.Typer(help=text, no_args_is_help=True, **settings)
+    for name, command in commands.items():
+        group.command(name)(command)
+    return group
+
+
+app: Final = _group(
+    "Chest X-ray reports to Findings → Disease → Anatomy chains, each tied to its words.",
+    COMMANDS,
+    cls=_Commands,
+    callback=_main,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, (_text, _commands) in GROUPS.items():
+    app.add_typer(_group(_text, _commands), name=_name)
+
+
+def main() -> None:
+    """Run the command line (the console script)."""
+    app()

@@ -1,0 +1,331 @@
+"""`cot-builder build`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+
+from cot_builder.cli.options import (
+    BOXES,
+    INTERRUPTED,
+    BankFolder,
+    Factor,
+    MaxPixels,
+    MinPixels,
+    cpus,
+    pixel_budget,
+)
+from cot_builder.errors import UserError
+
+if TYPE_CHECKING:
+    from cot_builder.pipeline import Manifest, Progress
+
+MARKS: Final = "For sources of boxes"
+IU: Final = "For --source iu_xray"
+TABLE: Final = "For --source table"
+Column = Annotated[
+    str | None, typer.Option(metavar="NAME", show_default=False, rich_help_panel=TABLE)
+]
+
+
+class IuFormat(StrEnum):
+    """The layouts in which the Indiana University reports are spread."""
+
+    auto = "auto"
+    openi = "openi"
+    kaggle = "kaggle"
+
+
+class BoxFormat(StrEnum):
+    """How four numbers make a box: two corners, or a corner and a size."""
+
+    xyxy = "xyxy"
+    xywh = "xywh"
+
+
+def build(
+    source: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Reports: demo, mimic, iu_xray, table. Boxes: ms_cxr, latte_cxr, reflacx, "
+            "imagenome, nih, chestx_det, vindr, coco, boxes.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The dataset folder to write.", show_default=False)
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Where the release lies (table: the file).", show_default=False
+        ),
+    ] = None,
+    sections: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Sections to decompose, by their canonical names; the default is the source's own "
+            "(reports: findings,impression; boxes: phrases).",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Only the first N studies.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Processes; the default is one a CPU.", show_default=False
+        ),
+    ] = None,
+    shard_size: Annotated[int, typer.Option(metavar="N", min=1, help="Studies in a shard.")] = 4000,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a build that was cut off.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the dataset in --out.")
+    ] = False,
+    banks: BankFolder = None,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Kept in the manifest; the build draws nothing at random."),
+    ] = 0,
+    check_images: Annotated[
+        bool, typer.Option("--check-images", help="Decode every image; broken ones go to rejects.")
+    ] = False,
+    image_scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Also write each image reduced by this, as 0.25, into images/; boxes stay as they "
+            "are, in original pixels.",
+            show_default=False,
+        ),
+    ] = None,
+    invert_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --image-scale: ids of JPEG or PNG images whose bones are dark, one a line.",
+            show_default=False,
+        ),
+    ] = None,
+    iu_format: Annotated[
+        IuFormat, typer.Option(help="Open-i's XML files or Kaggle's tables.", rich_help_panel=IU)
+    ] = IuFormat.auto,
+    splits: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file of ids by split (R2Gen).",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=IU,
+        ),
+    ] = None,
+    mimic_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where MIMIC-CXR-JPG lies, for its splits and images; image paths start here.",
+            show_default=False,
+            rich_help_panel=MARKS,
+        ),
+    ] = None,
+    columns: Annotated[
+        str,
+        typer.Option(
+            metavar="OURS=THEIRS,...",
+            help="What a release calls its columns, as in statement=text,xmin=x0.",
+            show_default=False,
+            rich_help_panel=MARKS,
+        ),
+    ] = "",
+    box_columns: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="boxes: the four columns of a box, or one that holds a list of four.",
+            show_default=False,
+            rich_help_panel=MARKS,
+        ),
+    ] = "",
+    box_format: Annotated[
+        BoxFormat | None,
+        typer.Option(
+            help="boxes: two corners, or left upper corner, width and height.",
+            show_default=False,
+            rich_help_panel=MARKS,
+        ),
+    ] = None,
+    frame: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The frame in which a model will write boxes: norm1000, model_pixels, "
+            "quarter_pixels or percent. Recorded; the dataset's own boxes stay in original pixels.",
+            rich_help_panel=BOXES,
+        ),
+    ] = "norm1000",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    factor: Factor = None,
+    id_column: Column = None,
+    text_column: Column = None,
+    findings_column: Column = None,
+    impression_column: Column = None,
+    subject_column: Column = None,
+    split_column: Column = None,
+    image_column: Column = None,
+) -> None:
+    """Turn a release's report files into a dataset of chains.
+
+    Writes Parquet shards, one row a study, then rejects.jsonl (every input that gave no row, with
+    its reason) and manifest.json (versions, hashes, counts that add up). The same input gives the
+    same bytes, however many workers there are.
+
+    For example:
+
+    - `cot-builder build --source demo --out out/demo`
+    - `cot-builder build --source mimic --root /data/physionet --out out/mimic --workers 8`
+    - `cot-builder build --source table --root reports.csv --text-column report --out out/mine`
+    - `cot-builder build --source ms_cxr --root /data/physionet --out out/ms_cxr`
+    - `cot-builder build --source boxes --root boxes.csv --columns image=file,phrase=text
+      --box-columns x,y,w,h --box-format xywh --out out/boxes`
+    """
+    from cot_builder.boxes import Frame
+    from cot_builder.images import scaling
+    from cot_builder.pipeline import BuildOptions
+    from cot_builder.pipeline import build as run_build
+    from cot_builder.sources import SourceOptions
+    from knowledge_banks import load_banks
+
+    if invert_images and image_scale is None:
+        raise UserError("--invert-images needs --image-scale: originals are never changed")
+    options = BuildOptions(
+        source=source,
+        release=SourceOptions(
+            banks=load_banks(banks),
+            root=root,
+            limit=limit,
+            check_images=check_images,
+            iu_format=iu_format.value,
+            splits=splits,
+            text_column=text_column,
+            findings_column=findings_column,
+            impression_column=impression_column,
+            id_column=id_column,
+            subject_column=subject_column,
+            split_column=split_column,
+            image_column=image_column,
+            mimic_root=mimic_root,
+            columns=_pairs(columns),
+            box_columns=tuple(name.strip() for name in box_columns.split(",") if name.strip()),
+            box_format=box_format.value if box_format else None,
+        ),
+        out=out,
+        sections=_names(sections) if sections is not None else (),
+        frame=Frame(frame, pixel_budget(min_pixels, max_pixels, factor), image_scale or 1.0),
+        scaling=scaling(image_scale, invert_images) if image_scale is not None else None,
+        shard_size=shard_size,
+        workers=workers or cpus(),
+        resume=resume,
+        overwrite=overwrite,
+        seed=seed,
+        command=shlex.join(["cot-builder", *sys.argv[1:]]),
+    )
+    started = time.monotonic()
+    try:
+        with _progress_bar() as progress:
+            manifest = run_build(options, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command with --resume goes on from here", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _print_summary(manifest, out, time.monotonic() - started)
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in listed.split(",") if name.strip())
+    if not names:
+        raise UserError(f"--sections {listed!r} names no section; for example findings,impression")
+    return names
+
+
+def _pairs(listed: str) -> tuple[tuple[str, str], ...]:
+    pairs = [pair.partition("=") for pair in listed.split(",") if pair.strip()]
+    for ours, equals, theirs in pairs:
+        if not (ours.strip() and equals and theirs.strip()):
+            raise UserError(
+                f"--columns {listed!r}: expected OURS=THEIRS pairs such as phrase=text, got "
+                f"{ours + equals + theirs!r}"
+            )
+    return tuple((ours.strip(), theirs.strip()) for ours, _, theirs in pairs)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Progress], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("reading the release", total=None, rate="")
+        started: float | None = None
+
+        def show(progress: Progress) -> None:
+            nonlocal started
+            now = time.monotonic()
+            started = started or now
+            rate = (progress.done - progress.kept) / (now - started) if now > started else 0
+            bar.update(
+                task,
+                description="studies",
+                completed=progress.done,
+                total=progress.total,
+                rate=f"{rate:,.0f}/s" if rate else "",
+            )
+
+        yield show
+
+
+def _print_summary(manifest: Manifest, out: Path, seconds: float) -> None:
+    from cot_builder.show import build_summary
+
+    console = Console()
+    console.print(build_summary(manifest))
+    counts, rejects = manifest["counts"], manifest["rejects"]
+    console.print(
+        f"{counts['planned']:,} studies planned = {counts['written']:,} written + "
+        f"{counts['rejected']:,} rejected; {rejects['before_planning']:,} set aside before; "
+        f"{rejects['lines']:,} lines in rejects.jsonl; "
+        f"{seconds:.1f} s ({counts['planned'] / seconds:,.0f} studies/s) → {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if defects := rejects["by_reason"].get("internal_error", 0):
+        typer.echo(
+            f"cot-builder: {defects} studies met a defect of the tool itself (internal_error in "
+            f"{out}/rejects.jsonl); please report them",
+            err=True,
+        )
+        raise typer.Exit(1)
+    if not counts["written"]:
+        typer.echo(f"cot-builder: no study was written; see {out}/rejects.jsonl", err=True)
+        raise typer.Exit(1)

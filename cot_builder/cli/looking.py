@@ -1,0 +1,123 @@
+"""`cot-builder show`, `stats` and `explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cot_builder.cli.options import BankFolder, DatasetFolder, extra
+from cot_builder.errors import UserError
+
+
+def show(
+    dataset: Annotated[
+        Path, typer.Option(metavar="DIR", help="A folder that `build` wrote.", show_default=False)
+    ],
+    study: Annotated[
+        str | None,
+        typer.Argument(help="A study id; without one, the first studies.", show_default=False),
+    ] = None,
+    first: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many, without a study id.")
+    ] = 3,
+) -> None:
+    """Show a study: its report with the mentions in colour, and its chains as a tree.
+
+    For example:
+
+    - `cot-builder show 50414267 --dataset out/mimic`
+    - `cot-builder show --dataset out/demo --first 12`
+    """
+    from itertools import islice
+
+    from cot_builder.dataset import read_studies
+    from cot_builder.show import legend, study_view
+
+    rows = list(islice(read_studies(dataset, study_id=study), None if study else first))
+    if study and not rows:
+        raise UserError(
+            f"{dataset} has no study {study!r}; {dataset}/rejects.jsonl may tell why, and "
+            f"`cot-builder show --dataset {dataset}` shows the first ones"
+        )
+    console = Console()
+    for row in rows:
+        console.print(study_view(row))
+        console.rule(style="dim")
+    console.print(legend())
+
+
+def stats(
+    dataset: DatasetFolder,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also draw PNG plots into this folder.", metavar="DIR", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare the labels with chexpert.csv, negbio.csv or a test set (.gz too).",
+            metavar="CSV",
+            show_default=False,
+        ),
+    ] = None,
+    disagreements: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --against: write every disagreement here.", metavar="CSV", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Count what a dataset holds, plot it, and compare its labels with the release's own.
+
+    For example:
+
+    - `cot-builder stats out/mimic --plots out/plots`
+    - `cot-builder stats out/mimic --against chexpert.csv.gz --disagreements differ.csv`
+    """
+    if disagreements and not against:
+        raise UserError("--disagreements needs --against, the table to compare with")
+    console = Console()
+    if against:
+        from eval.label_agreement import (
+            compare_labels,
+            comparison_tables,
+            write_disagreements,
+        )
+
+        comparison = compare_labels(dataset, against)
+        console.print(comparison_tables(comparison, against.name))
+        if disagreements:
+            write_disagreements(disagreements, comparison)
+            console.print(f"disagreements: {disagreements}", highlight=False)
+        return
+    from eval.dataset_statistics import dataset_statistics, statistics_tables
+
+    statistics = dataset_statistics(dataset)
+    console.print(statistics_tables(statistics))
+    if plots:
+        with extra("eval", "--plots"):
+            from eval.plots import write_plots
+
+        for path in write_plots(statistics, plots):
+            console.print(f"plot: {path}", highlight=False)
+
+
+def explain(
+    sentence: Annotated[str, typer.Argument(help="A sentence of a report.", show_default=False)],
+    banks: BankFolder = None,
+) -> None:
+    """Print a sentence's mentions, cues, scopes and regions, and the reason for each decision.
+
+    For example:
+
+    - `cot-builder explain "No pneumothorax, but a small left effusion is possible."`
+    """
+    from cot_builder.decompose.explain import explain as explain_sentence
+    from knowledge_banks import load_banks
+
+    Console().print(explain_sentence(sentence, load_banks(banks)))

@@ -1,0 +1,95 @@
+"""What the commands share: options that stand in several, and what is read off them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+
+from cot_builder.errors import UserError
+
+if TYPE_CHECKING:
+    from cot_builder.boxes import Pixels
+
+INTERRUPTED: Final = 130
+BOXES: Final = "Boxes and the model's processor"
+
+MinPixels = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=BOXES, show_default=False,
+        help="The processor enlarges images below this area; 3136 unless given.",
+    ),
+]  # fmt: skip
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=BOXES, show_default=False,
+        help="The processor reduces images above this area; 12845056 unless given.",
+    ),
+]  # fmt: skip
+Factor = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=BOXES, show_default=False,
+        help="The processor makes sides multiples of this: 28 unless given; Qwen3-VL has 32.",
+    ),
+]  # fmt: skip
+BankFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--banks", help="A bank folder of your own instead of the shipped one.", metavar="DIR"
+    ),
+]
+DatasetFolder = Annotated[
+    Path, typer.Argument(metavar="DATASET", help="A folder that `build` wrote.", show_default=False)
+]
+
+
+@contextmanager
+def extra(name: str, wanted_by: str) -> Iterator[None]:
+    """Tell the remedy when what runs inside imports a library of an extra that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{wanted_by} needs {error.name}: pip install 'cot-builder[{name}]' -c constraints.txt"
+        ) from None
+
+
+def pixel_budget(
+    min_pixels: int | None,
+    max_pixels: int | None,
+    factor: int | None,
+    *,
+    unless_given: Pixels | None = None,
+) -> Pixels:
+    """Read the options of a processor's pixel budget; what is not given stays as it is."""
+    from cot_builder.boxes import Pixels
+
+    given = {"factor": factor, "min_pixels": min_pixels, "max_pixels": max_pixels}
+    chosen = {name: number for name, number in given.items() if number is not None}
+    pixels = (unless_given or Pixels())._replace(**chosen)
+    if not pixels.min_pixels <= pixels.max_pixels:
+        raise UserError(
+            f"--min-pixels {pixels.min_pixels} is more than --max-pixels {pixels.max_pixels}"
+        )
+    return pixels
+
+
+def cpus() -> int:
+    """Return how many CPUs this process may use."""
+    # A job scheduler or container may leave a process fewer CPUs than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def spinner(what: str) -> Iterator[Callable[[int], None]]:
+    """Show a spinner that tells how many are done."""
+    with Console(stderr=True).status(what) as status:
+        yield lambda done: status.update(f"{done:,} {what}") if done % 100 == 0 else None
