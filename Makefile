@@ -72,7 +72,7 @@ $(VENV)/core.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/dev.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[dev,sci]'
+	$(PIP) install -c constraints.txt -e '.[dev,all]'
 	touch $@ $(VENV)/core.installed
 
 .venv-numpy2/dev.installed: pyproject.toml constraints-numpy2.txt
