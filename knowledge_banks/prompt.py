@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cot_builder.errors import UserError
+from knowledge_banks.loader import read_bank
 
 PROMPTS: Final = Path(__file__).parent / "prompts"
 _VERSION: Final = re.compile(r"# version (\d+(?:\.\d+)*)\n+")
@@ -38,6 +39,21 @@ def load_prompt(name: str, folder: Path | None = None) -> Prompt:
     except ValueError as error:
         raise UserError(f"prompt schema {file} is not valid JSON: {error}") from None
     return Prompt(f"{name}@{version}", text, schema, _text(_path("repair.txt", folder))[1])
+
+
+def load_withheld(folder: Path | None = None) -> dict[str, re.Pattern[str]]:
+    """Read `withheld.toml`: by name, what no text may hold that is sent to a model."""
+    file = _path("withheld.toml", folder)
+    try:
+        return {
+            pattern["name"]: re.compile("|".join(pattern["any"]), re.IGNORECASE)
+            for pattern in read_bank(file)["pattern"]
+        }
+    except (KeyError, TypeError, re.error) as error:
+        raise UserError(
+            f"{file}: expected [[pattern]] tables of a name and a list `any` of regular "
+            f"expressions ({error})"
+        ) from None
 
 
 def _path(name: str, folder: Path | None) -> Path:

@@ -62,29 +62,19 @@ class Decomposer:
 
     def decompose(self, sections: Iterable[Section]) -> Decomposition:
         """Decompose the given sections, in order."""
-        chains: list[Chain] = []
-        unmapped: list[Unmapped] = []
-        sentences = bearing = covered = 0
+        return assemble(self.read(sections))
+
+    def read(self, sections: Iterable[Section]) -> Iterator[tuple[Sentence, SentenceResult | None]]:
+        """Yield the sentences of sections; those of other parts of the body have no result."""
         for section in sections:
             outside = False
             for sentence in split_sentences(section):
-                sentences += 1
                 if len(sentence.text) <= LONGEST_TITLE:
                     title = fold(sentence.text).rstrip(".: ")
                     outside = title in self.lexicon.outside or (
                         outside and title not in self.lexicon.chest
                     )
-                if outside:
-                    continue
-                result = self._read(sentence.text)
-                bearing += result.bearing
-                covered += bool(result.told)
-                for told in result.told:
-                    if told.disease is None:
-                        unmapped.append(_unmapped(told, sentence))
-                    else:
-                        chains.append(_chain(told, told.disease, sentence))
-        return Decomposition(tuple(chains), tuple(unmapped), sentences, bearing, covered)
+                yield sentence, None if outside else self._read(sentence.text)
 
     def _read(self, text: str) -> SentenceResult:
         if self._cache is None:
@@ -95,6 +85,25 @@ class Decomposer:
                 self._cache.clear()
             found = self._cache[text] = decompose_sentence(text, self.lexicon)
         return found
+
+
+def assemble(read: Iterable[tuple[Sentence, SentenceResult | None]]) -> Decomposition:
+    """Make chains and unmapped findings of what sentences tell, with offsets in their sections."""
+    chains: list[Chain] = []
+    unmapped: list[Unmapped] = []
+    sentences = bearing = covered = 0
+    for sentence, result in read:
+        sentences += 1
+        if result is None:
+            continue
+        bearing += result.bearing
+        covered += bool(result.told)
+        for told in result.told:
+            if told.disease is None:
+                unmapped.append(_unmapped(told, sentence))
+            else:
+                chains.append(_chain(told, told.disease, sentence))
+    return Decomposition(tuple(chains), tuple(unmapped), sentences, bearing, covered)
 
 
 def decompose_sentence(text: str, lexicon: Lexicon) -> SentenceResult:

@@ -10,12 +10,15 @@ from cot_builder.decompose.parse import Mention, Parse
 from cot_builder.decompose.places import read_places
 from cot_builder.decompose.scopes import read_cues
 from cot_builder.decompose.structures import read_structures
-from cot_builder.decompose.units import find_units
+from cot_builder.decompose.units import Unit, find_units
 
 
-def parse(folded: str, lexicon: Lexicon) -> Parse:
-    """Find the mentions of one sentence with their assertions, regions and spans."""
-    p = Parse(folded, find_units(folded, lexicon), lexicon)
+def parse(folded: str, lexicon: Lexicon, *, units: list[Unit] | None = None) -> Parse:
+    """Find the mentions of one sentence with their assertions, regions and spans.
+
+    `units` stand instead of those that the banks find.
+    """
+    p = Parse(folded, find_units(folded, lexicon) if units is None else units, lexicon)
     if p.roles & Role.OUTSIDE:
         return p
     if p.roles & Role.STRUCTURE:
