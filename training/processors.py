@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,24 +44,61 @@ IMAGE_ONLY: Final = {
 }
 
 
+# What transformers saves beside an image processor, by kind of model.
+_VIDEO: Final = {
+    "qwen2_vl": "Qwen2VLVideoProcessor",
+    "qwen2_5_vl": "Qwen2VLVideoProcessor",
+    "qwen3_vl": "Qwen3VLVideoProcessor",
+}
+
+
 def load_processor(
-    model: str | Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> Any:
     """Load the processor of a model, a folder or a name on the Hub, with a pixel budget if given.
 
-    Raises UserError when there is none.
+    It pads on the left, as generation needs. Raises UserError when there is none.
     """
     budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    chosen = {name: number for name, number in budget.items() if number is not None}
+    chosen: dict[str, Any] = {n: number for n, number in budget.items() if number is not None}
     try:
-        kind = AutoConfig.from_pretrained(model).model_type
+        kind = model_kind(model, revision)
         auto = is_torchvision_available() or kind not in IMAGE_ONLY
-        return (AutoProcessor if auto else IMAGE_ONLY[kind]).from_pretrained(model, **chosen)
+        processor = (AutoProcessor if auto else IMAGE_ONLY[kind]).from_pretrained(
+            model, revision=revision or "main", padding_side="left", **chosen
+        )
+        processor.tokenizer.padding_side = "left"
+        return processor
     except (OSError, ValueError) as error:
         raise UserError(
             f"no processor at {model}: expected the folder of a Qwen-VL model, or its name on the "
             f"Hub ({str(error).splitlines()[0]})"
         ) from None
+
+
+def model_kind(model: str | Path, revision: str | None = None) -> str:
+    """Return the kind of a model (`qwen2_vl`), also of an adapter's folder by its base."""
+    adapter = Path(model) / "adapter_config.json"
+    if adapter.is_file() and not (Path(model) / "config.json").is_file():
+        model = json.loads(adapter.read_text())["base_model_name_or_path"]
+    return str(AutoConfig.from_pretrained(model, revision=revision or "main").model_type)
+
+
+def save_processor(processor: Any, folder: Path, kind: str) -> None:
+    """Save a processor so that AutoProcessor reads it where torchvision is."""
+    processor.save_pretrained(folder)
+    if kind not in _VIDEO:
+        return
+    images = processor.image_processor
+    video = {"video_processor_type": _VIDEO[kind]} | {
+        key: getattr(images, key)
+        for key in ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
+    }
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
 
 
 def processor_pixels(processor: Any) -> Pixels:
