@@ -211,14 +211,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_studies(
-    folder: Path, *, columns: Sequence[str] | None = None, study_id: str | None = None
+    folder: Path,
+    *,
+    columns: Sequence[str] | None = None,
+    study_id: str | None = None,
+    shard: str | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of a dataset in its own order.
 
-    `columns` may name nested fields (`provenance.covered`); `study_id` reads that study alone.
+    `columns` may name nested fields (`provenance.covered`); `study_id` reads that study alone,
+    `shard` that file.
     """
-    for shard in read_manifest(folder)["shards"]:
-        yield from _read_shard(folder / shard["file"], columns, study_id)
+    for listed in read_manifest(folder)["shards"]:
+        if shard in (None, listed["file"]):
+            yield from _read_shard(folder / listed["file"], columns, study_id)
 
 
 def read_rejects(folder: Path) -> Iterator[Row]:

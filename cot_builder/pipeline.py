@@ -330,7 +330,7 @@ class Worker:
             row, rejected = self.build_study(task)
             if row:
                 rows.append(row)
-                counts.update(_counted(row))
+                counts.update(count_study(row))
                 counts["lines_beside_written"] += len(rejected)
             else:
                 counts["rejected"] += 1
@@ -477,7 +477,8 @@ def _last_line(error: Exception) -> str:
 # -- the counts
 
 
-def _counted(row: Row) -> Counts:
+def count_study(row: Row) -> Counts:
+    """Count a study's chains, sentences and boxes, for `tallies`."""
     counts: Counts = Counter(written=1)
     counts.update(f"chains/{chain['disease']}/{chain['assertion']}" for chain in row["chains"])
     counts.update(f"unmapped/{finding['assertion']}" for finding in row["unmapped"])
@@ -535,13 +536,7 @@ def _finish(options: BuildOptions, plan: Plan, jobs: tuple[Job, ...], identity: 
             for split, counts in by_split.items()
         },
         "shards": shards,
-        "chains": {
-            label: {name: total[f"chains/{label}/{name}"] for name in ASSERTIONS}
-            for label in LABELS
-        },
-        "unmapped": {name: total[f"unmapped/{name}"] for name in ASSERTIONS},
-        "coverage": _coverage(total),
-        "boxes": _boxes(total, rejects),
+        **tallies(total, rejects),
         "rejects": {
             "lines": len(rejects),
             "before_planning": len(plan.rejects),
@@ -555,6 +550,19 @@ def _finish(options: BuildOptions, plan: Plan, jobs: tuple[Job, ...], identity: 
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     write_whole(options.out / MANIFEST, text.encode("utf-8", "backslashreplace"), scratch=scratch)
     return manifest
+
+
+def tallies(total: Mapping[str, int], rejects: Iterable[Row]) -> Row:
+    """Return the manifest's counts of chains, unmapped findings, coverage and boxes."""
+    return {
+        "chains": {
+            label: {name: total[f"chains/{label}/{name}"] for name in ASSERTIONS}
+            for label in LABELS
+        },
+        "unmapped": {name: total[f"unmapped/{name}"] for name in ASSERTIONS},
+        "coverage": _coverage(total),
+        "boxes": _boxes(total, rejects),
+    }
 
 
 def _coverage(total: Mapping[str, int]) -> Row:
