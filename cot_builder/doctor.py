@@ -27,6 +27,7 @@ from cot_builder.boxes import (
     rounded,
     scaled,
 )
+from cot_builder.conversations import grounded_phrases
 from cot_builder.dataset import read_manifest, read_rejects, read_studies
 from cot_builder.errors import UserError
 from cot_builder.images import SUFFIXES, BadImageError, derivative, probe
@@ -168,23 +169,10 @@ def recipe_reader(pixels: Pixels) -> Reader:
 
 
 def read_examples(dataset: Path) -> Iterator[tuple[Row, Example]]:
-    """Yield every phrase with boxes, a phrase on two images twice, with the row it stands in.
-
-    Phrases are those that the release gives, and findings whose boxes came by another way.
-    """
+    """Yield every phrase with boxes, a phrase on two images twice, with the row it stands in."""
     for row in read_studies(dataset, columns=_COLUMNS):
-        texts = {section["name"]: section["text"] for section in row["sections"]}
-        paths = {image["image_id"]: image["path"] for image in row["images"]}
-        told = [box for phrase in row["grounded"] for box in phrase["boxes"]]
-        later = [c for c in row["chains"] if any(box not in told for box in c["boxes"])]
-        for phrase in (*row["grounded"], *later):
-            words = texts[phrase["section"]][phrase["start"] : phrase["end"]]
-            by_image: dict[str, list[Box]] = {}
-            for box in map(Box.from_row, phrase["boxes"]):
-                by_image.setdefault(box.image_id, []).append(box)
-            for image_id, boxes in by_image.items():
-                path = paths.get(image_id, image_id)
-                yield row, Example(row["study_id"], path, words, tuple(boxes))
+        for phrase in grounded_phrases(row):
+            yield row, Example(row["study_id"], phrase.path, phrase.text, phrase.boxes)
 
 
 def examine(

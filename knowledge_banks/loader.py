@@ -44,6 +44,7 @@ class Banks(NamedTuple):
     attributes: Table
     contradictions: Table
     releases: Table
+    templates: Table
 
 
 # Entries that the code asks for by name.

@@ -119,6 +119,16 @@ SHAPES: Final[dict[str, dict[str, Shape]]] = {
         }],
     },
     "releases": {"version": TEXT, "category": {"*": Leaf(str, "label, or empty")}},
+    # That a wording is read back as it was written, cot_builder.conversations checks.
+    "templates": {
+        "version": TEXT,
+        "question": [{"id": TEXT, "task": Leaf(str, "task"), "text": TEXT}],
+        "coordinates": {"*": TEXT},
+        "wording": [{
+            "id": TEXT, "step": TEXT, "via": TEXT, "joint": TEXT,
+            "positive": TEXT, "negative": TEXT, "uncertain": TEXT,
+        }],
+    },
     # What a heading may be, cot_builder.sections checks when it compiles them.
     "headings": {
         "version": TEXT,
@@ -138,6 +148,7 @@ NAMES: Final[dict[str, Collection[str]]] = {
     "assertion": ASSERTIONS,
     "side": ("left", "right", "both"),
     "basis": ("stated", "implied"),
+    "task": ("mcl", "svr", "report"),
     "severity of a problem": ("error", "warning"),
     "thing to share": ("label", "sentence", "region", "place"),
     "reach": ("forward", "backward"),
