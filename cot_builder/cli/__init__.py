@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from cot_builder import __version__
-from cot_builder.cli import banks, building, checking, looking
+from cot_builder.cli import banks, building, checking, evaluating, looking
 from cot_builder.errors import UserError
 
 
@@ -49,6 +49,8 @@ COMMANDS: Final = {
     "check": checking.check,
     "doctor": checking.doctor,
     "score-chains": checking.score_chains,
+    "score": evaluating.score,
+    "conventions": evaluating.conventions,
 }
 # The same for commands of two words: a group's help, and its commands.
 GROUPS: Final = {
