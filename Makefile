@@ -53,6 +53,10 @@ bench-build: $(VENV)/dev.installed ## a whole build of STUDIES=227835 generated 
 bench-images: $(VENV)/dev.installed ## quarter-size images beside plain Pillow
 	$(BIN)/python benchmarks/bench_images.py
 
+.PHONY: shots
+shots: $(VENV)/dev.installed ## the pages of `cot-builder browse` as a browser shows them, in out/shots (needs chromium)
+	COT_BUILDER_SHOTS=out/shots $(BIN)/python -m pytest --quiet tests/test_workbench.py -k accessible $(ARGS)
+
 .PHONY: numpy2
 numpy2: .venv-numpy2/dev.installed ## the tests again on the newer stack, constraints-numpy2.txt
 	.venv-numpy2/bin/python -m pip check

@@ -53,7 +53,13 @@ def changed_chains(
     `sections` are those that the dataset was built from; the bank version in a rule's name is no
     difference.
     """
-    first, second = Decomposer(old), Decomposer(new)
+    return differences(studies, Decomposer(old), Decomposer(new), sections=sections)
+
+
+def differences(
+    studies: Iterable[Row], first: Decomposer, second: Decomposer, *, sections: Sequence[str]
+) -> Iterator[Change]:
+    """Yield the changes as `changed_chains`, by decomposers that are ready."""
     for study in studies:
         texts = [Section(**s) for s in study["sections"] if s["name"] in sections]
         before, after = _described(first.decompose(texts)), _described(second.decompose(texts))

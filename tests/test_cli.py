@@ -16,10 +16,10 @@ from cot_builder.cli import app
 
 HEAVY = (
     *("polars", "pyarrow", "spacy", "torch", "PIL", "matplotlib", "datasets"),
-    *("numpy", "ahocorasick", "rapidfuzz"),
+    *("numpy", "ahocorasick", "rapidfuzz", "starlette", "jinja2"),
 )
 COMMANDS = (
-    *("", "build", "show", "stats", "explain", "score-chains"),
+    *("", "build", "show", "browse", "stats", "explain", "score-chains"),
     *("banks", "banks lint", "banks show", "banks diff"),
 )
 ROWS = (

@@ -44,6 +44,7 @@ def _main(
 COMMANDS: Final = {
     "build": building.build,
     "show": looking.show,
+    "browse": looking.browse,
     "stats": looking.stats,
     "explain": looking.explain,
     "check": checking.check,

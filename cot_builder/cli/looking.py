@@ -1,7 +1,8 @@
-"""`cot-builder show`, `stats` and `explain`."""
+"""`cot-builder show`, `browse`, `stats` and `explain`."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,82 @@ def show(
         console.print(study_view(row))
         console.rule(style="dim")
     console.print(legend())
+
+
+def browse(
+    dataset: DatasetFolder,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where the release with the images lies.", show_default=False
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A folder of predictions to show beside.", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="Find studies whose labels differ from chexpert.csv, negbio.csv or a test set.",
+            show_default=False,
+        ),
+    ] = None,
+    banks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Show what these banks would change.", show_default=False),
+    ] = None,
+    old: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The banks that made the dataset, unless the shipped ones did.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=65535, help="The default is any free one.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Serve a page on this machine to search a dataset and look at its studies, chains and boxes.
+
+    The address that it prints holds a key; Ctrl-C ends it. Nothing is fetched from elsewhere, and
+    nobody but this machine can open it.
+
+    For example:
+
+    - `cot-builder browse out/demo`
+    - `cot-builder browse out/mimic --root /data/physionet --against chexpert.csv.gz`
+    - `cot-builder browse out/mimic --predictions out/svr_predictions --port 8000`
+    - `cot-builder browse out/mimic --banks my_banks`
+    """
+    with extra("browse", "browse"):
+        from eval.workbench.app import open_workbench, serve
+
+    console = Console()
+    with console.status("reading the dataset"):
+        bench = open_workbench(
+            dataset,
+            root=root,
+            predictions=predictions,
+            against=against,
+            banks=banks,
+            old=old,
+        )
+    for note in bench.notes:
+        console.print(note, highlight=False, markup=False)
+
+    def ready(address: str) -> None:
+        console.print(f"{len(bench.index):,} studies: {address}", highlight=False, soft_wrap=True)
+
+    with suppress(KeyboardInterrupt):
+        serve(bench, port=port or 0, ready=ready)
 
 
 def stats(

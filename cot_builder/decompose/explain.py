@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cot_builder.decompose import rule_id
 from cot_builder.decompose.grammar import parse
-from cot_builder.decompose.lexicon import Place, Term, compile_lexicon
+from cot_builder.decompose.lexicon import Lexicon, Place, Term, compile_lexicon
 from cot_builder.decompose.parse import Parse
 from cot_builder.decompose.units import fold
-from cot_builder.records import in_bank_order
+from cot_builder.records import Assertion, in_bank_order
 from cot_builder.sentences import split_sections_of
 from knowledge_banks import Banks
 
 COLOURS = {"positive": "red", "negative": "green", "uncertain": "yellow"}
+
+
+class Reason(NamedTuple):
+    """Why one mention is read as it is; `start` and `end` are offsets in its sentence.
+
+    `why` is the reason of the assertion, `place` what the regions come from.
+    """
+
+    start: int
+    end: int
+    label: str
+    assertion: Assertion
+    regions: tuple[str, ...]
+    why: str
+    place: str
+    rule: str
+
+
+class Account(NamedTuple):
+    """What a sentence's words are to the banks, what its cues reach, and why it tells what."""
+
+    units: tuple[tuple[str, str], ...]
+    cues: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    silence: str
+
+
+def account(sentence: str, lexicon: Lexicon) -> Account:
+    """Return the reasons behind all that a sentence tells; `silence` says why it tells nothing."""
+    p = parse(fold(sentence), lexicon)
+    roles = [f"~{u.spelt}" if u.spelt else ", ".join(_roles(u.term)) for u in p.units]
+    units = tuple((p.text(i), role) for i, role in enumerate(roles))
+    why = (
+        "it carries no finding"
+        if any(t.silent for t in p.terms)
+        else "the banks have no words for it"
+    )
+    silence = "" if p.mentions else f"{why}, or what it says is only supposed"
+    return Account(units, tuple(_cues(sentence, p)), tuple(_reasons(p)), silence)
 
 
 def explain(text: str, banks: Banks) -> RenderableType:
@@ -22,29 +64,28 @@ def explain(text: str, banks: Banks) -> RenderableType:
     lexicon = compile_lexicon(banks)
     parts: list[RenderableType] = []
     for sentence in split_sections_of(text):
-        p = parse(fold(sentence.text), lexicon)
+        told = account(sentence.text, lexicon)
         parts += [
-            _coloured(sentence.text, p),
-            _units(p),
-            *_cues(sentence.text, p),
-            _decisions(sentence.text, p),
+            _coloured(sentence.text, told.reasons),
+            _units(told.units),
+            *(Text(f"cue: {cue}") for cue in told.cues),
+            _decisions(sentence.text, told),
             Text(),
         ]
     return Group(*parts)
 
 
-def _coloured(text: str, p: Parse) -> Text:
+def _coloured(text: str, reasons: tuple[Reason, ...]) -> Text:
     line = Text(text, style="bold")
-    for mention in p.mentions:
-        line.stylize(COLOURS[mention.assertion], mention.start, mention.end)
+    for reason in reasons:
+        line.stylize(COLOURS[reason.assertion], reason.start, reason.end)
     return line
 
 
-def _units(p: Parse) -> Text:
+def _units(units: tuple[tuple[str, str], ...]) -> Text:
     line = Text("units: ")
-    for i, unit in enumerate(p.units):
-        roles = f"~{unit.spelt}" if unit.spelt else ", ".join(_roles(unit.term))
-        line.append(p.text(i)).append(f"[{roles}] " if roles else " ", style="dim")
+    for words, roles in units:
+        line.append(words).append(f"[{roles}] " if roles else " ", style="dim")
     return line
 
 
@@ -62,35 +103,36 @@ def _roles(term: Term) -> list[str]:
     return [name for holds, name in named if holds]
 
 
-def _cues(text: str, p: Parse) -> list[Text]:
-    lines = []
+def _cues(text: str, p: Parse) -> Iterator[str]:
     for means, cue, first, last in p.cues:
         reached = text[p.units[first].start : p.units[last].end]
-        lines.append(Text(f"cue: {p.text(cue)!r} ({means}) reaches {reached!r}"))
-    return lines
+        yield f"{p.text(cue)!r} ({means}) reaches {reached!r}"
 
 
-def _decisions(text: str, p: Parse) -> RenderableType:
-    if not p.mentions:
-        why = (
-            "it carries no finding"
-            if any(u.term.silent for u in p.units)
-            else "the banks have no words for it"
-        )
-        return Text(f"no chain: {why}, or what it says is only supposed", style="dim")
-    lines = Text()
+def _reasons(p: Parse) -> Iterator[Reason]:
     for mention in p.mentions:
         observation = mention.observation
         label = " + ".join(observation.diseases) or "unmapped"
         if observation.diseases and not observation.stated:
             label = f"{label} (implied: {', '.join(observation.concepts)})"
-        lines.append(f"• {text[mention.start : mention.end]}", style="bold")
-        lines.append(f" → {label} · ")
-        lines.append(mention.assertion, style=COLOURS[mention.assertion])
-        lines.append(f" · {', '.join(in_bank_order(mention.regions))}\n")
-        places = _places(mention.places) or f"the default of {observation.site.id}"
-        lines.append(f"    assertion: {mention.reason}\n    place: {places}\n", style="dim")
-        lines.append(f"    rule: {rule_id(mention, p)}\n", style="dim")
+        yield Reason(
+            mention.start, mention.end, label, mention.assertion, in_bank_order(mention.regions),
+            mention.reason, _places(mention.places) or f"the default of {observation.site.id}",
+            rule_id(mention, p),
+        )  # fmt: skip
+
+
+def _decisions(text: str, told: Account) -> RenderableType:
+    if told.silence:
+        return Text(f"no chain: {told.silence}", style="dim")
+    lines = Text()
+    for reason in told.reasons:
+        lines.append(f"• {text[reason.start : reason.end]}", style="bold")
+        lines.append(f" → {reason.label} · ")
+        lines.append(reason.assertion, style=COLOURS[reason.assertion])
+        lines.append(f" · {', '.join(reason.regions)}\n")
+        lines.append(f"    assertion: {reason.why}\n    place: {reason.place}\n", style="dim")
+        lines.append(f"    rule: {reason.rule}\n", style="dim")
     return lines
 
 
