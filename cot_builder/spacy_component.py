@@ -497,24 +497,25 @@ class Speller:
     def _options(self, folded: str, offset: int) -> Iterator[tuple[float, Respelling]]:
         """Yield the readings of unknown words, alone or with a neighbour ("pneumo thorx")."""
         units = find_units(folded, self.lexicon)
-        words = [folded[unit.start : unit.end] for unit in units]
+        starts, ends = units.starts, units.ends
+        words = [folded[start:end] for start, end in zip(starts, ends, strict=True)]
         unknown = [
-            unit.term is WORD and word not in self.lexicon.words and word.isalpha()
-            for unit, word in zip(units, words, strict=True)
+            term is WORD and word not in self.lexicon.words and word.isalpha()
+            for term, word in zip(units.terms, words, strict=True)
         ]
         windows = [
             (first, last)
-            for first in range(len(units))
-            for last in range(first, min(first + _LONGEST_TERM, len(units)))
+            for first in range(len(words))
+            for last in range(first, min(first + _LONGEST_TERM, len(words)))
             if any(unknown[first : last + 1])
-            and folded[units[first].start : units[last].end].replace(" ", "").isalpha()
+            and folded[starts[first] : ends[last]].replace(" ", "").isalpha()
         ]
         for first, last in windows:
-            score, phrase = self._nearest(folded[units[first].start : units[last].end])
+            score, phrase = self._nearest(folded[starts[first] : ends[last]])
             # A known word is not to be read away: "left pnuemothorax" keeps its side.
             kept = all(words[at] in phrase for at in range(first, last + 1) if not unknown[at])
             if phrase and kept:
-                place = offset + units[first].start, offset + units[last].end
+                place = offset + starts[first], offset + ends[last]
                 yield score, Respelling(*place, phrase)
 
     def _nearest(self, phrase: str) -> tuple[float, str]:

@@ -16,7 +16,7 @@ from cot_builder.cli import app
 
 HEAVY = (
     *("polars", "pyarrow", "spacy", "torch", "PIL", "matplotlib", "datasets"),
-    *("numpy", "ahocorasick", "rapidfuzz", "starlette", "jinja2"),
+    *("numpy", "rapidfuzz", "starlette", "jinja2"),
 )
 COMMANDS = (
     *("", "build", "show", "browse", "stats", "explain", "score-chains"),

@@ -119,7 +119,7 @@ def rule_id(mention: Mention, p: Parse) -> str:
     `diseases.effusion+no@1.0.0` is one; `~word` stands behind the entry when the phrase was found
     by its spelling only.
     """
-    spelt = p.units[mention.first].spelt
+    spelt = p.units.spelt.get(mention.first)
     cue = f"+{mention.cue}" if mention.cue else ""
     return f"{mention.observation.rule}{f'~{spelt}' if spelt else ''}{cue}@{p.lexicon.version}"
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from cot_builder.decompose import rule_id
 from cot_builder.decompose.grammar import parse
 from cot_builder.decompose.lexicon import Lexicon, Place, Term, compile_lexicon
-from cot_builder.decompose.parse import Parse
+from cot_builder.decompose.parse import Mention, Parse
 from cot_builder.decompose.units import fold
 from cot_builder.records import Assertion, in_bank_order
 from cot_builder.sentences import split_sections_of
@@ -48,8 +48,11 @@ class Account(NamedTuple):
 def account(sentence: str, lexicon: Lexicon) -> Account:
     """Return the reasons behind all that a sentence tells; `silence` says why it tells nothing."""
     p = parse(fold(sentence), lexicon)
-    roles = [f"~{u.spelt}" if u.spelt else ", ".join(_roles(u.term)) for u in p.units]
-    units = tuple((p.text(i), role) for i, role in enumerate(roles))
+    spelt = p.units.spelt
+    units = tuple(
+        (p.text(i), f"~{spelt[i]}" if i in spelt else ", ".join(_roles(term)))
+        for i, term in enumerate(p.terms)
+    )
     why = (
         "it carries no finding"
         if any(t.silent for t in p.terms)
@@ -105,7 +108,7 @@ def _roles(term: Term) -> list[str]:
 
 def _cues(text: str, p: Parse) -> Iterator[str]:
     for means, cue, first, last in p.cues:
-        reached = text[p.units[first].start : p.units[last].end]
+        reached = text[p.units.starts[first] : p.units.ends[last]]
         yield f"{p.text(cue)!r} ({means}) reaches {reached!r}"
 
 
@@ -117,9 +120,24 @@ def _reasons(p: Parse) -> Iterator[Reason]:
             label = f"{label} (implied: {', '.join(observation.concepts)})"
         yield Reason(
             mention.start, mention.end, label, mention.assertion, in_bank_order(mention.regions),
-            mention.reason, _places(mention.places) or f"the default of {observation.site.id}",
+            _why(mention, p), _places(mention.places) or f"the default of {observation.site.id}",
             rule_id(mention, p),
         )  # fmt: skip
+
+
+def _why(mention: Mention, p: Parse) -> str:
+    if mention.cue == "alternatives":
+        return "one of several offered"
+    if mention.by < 0:
+        return f"{mention.assertion}: no cue reaches it"
+    word = repr(p.text(mention.by))
+    if not mention.said:
+        return f"{p.scope[mention.first].means} by {word}"
+    structure, _, state = mention.observation.rule.removeprefix("structures.").partition(".")
+    if structure == "generic" or state == "generic":
+        return f"a general verdict behind {word}"
+    how = {"denied": "not ", "hedged": "perhaps "}.get(mention.cue, "")
+    return f"{structure} is {how}{state} ({word})"
 
 
 def _decisions(text: str, told: Account) -> RenderableType:

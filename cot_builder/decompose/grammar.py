@@ -10,10 +10,10 @@ from cot_builder.decompose.parse import Mention, Parse
 from cot_builder.decompose.places import read_places
 from cot_builder.decompose.scopes import read_cues
 from cot_builder.decompose.structures import read_structures
-from cot_builder.decompose.units import Unit, find_units
+from cot_builder.decompose.units import Units, find_units
 
 
-def parse(folded: str, lexicon: Lexicon, *, units: list[Unit] | None = None) -> Parse:
+def parse(folded: str, lexicon: Lexicon, *, units: Units | None = None) -> Parse:
     """Find the mentions of one sentence with their assertions, regions and spans.
 
     `units` stand instead of those that the banks find.
@@ -31,7 +31,7 @@ def parse(folded: str, lexicon: Lexicon, *, units: list[Unit] | None = None) -> 
     if p.roles & Role.TOLD_BEFORE:
         p.mentions = [m for m in p.mentions if not p.at(m.left - 1).told_before]
     for mention in p.mentions:
-        mention.start, mention.end = p.units[mention.left].start, p.units[mention.right].end
+        mention.start, mention.end = p.units.starts[mention.left], p.units.ends[mention.right]
     return p
 
 

@@ -74,6 +74,6 @@ def _chain_of_label(phrase: Grounded, label: str, report: Report, decomposer: De
 def _regions(finding: str, label: str, decomposer: Decomposer) -> tuple[str, ...]:
     lexicon = decomposer.lexicon
     mention = parse(fold(_SPOKEN.get(label, label)), lexicon).mentions[0]
-    terms = [unit.term for unit in find_units(fold(finding), lexicon)]
+    terms = find_units(fold(finding), lexicon).terms
     places: list[Place] = [(t.side or t.site_side, t.site, t.weak) for t in terms if t.place]
     return in_bank_order(regions_of(mention.observation, places))

@@ -1,15 +1,15 @@
-"""Compile the banks into one Aho–Corasick automaton of terms, each with its roles."""
+"""Compile the banks into one table of phrases, each a term with its roles."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
+from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-import ahocorasick
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
@@ -24,7 +24,8 @@ Place: TypeAlias = "tuple[Side | None, Site | None, bool]"  # side, site, weak
 Row: TypeAlias = Mapping[str, Any]  # a table of a bank
 
 
-class Site(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
     """A kind of place: its regions by side, or the same ones whatever the side."""
 
     id: str
@@ -64,7 +65,8 @@ class Meaning(NamedTuple):
     assertion: Assertion
 
 
-class Structure(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Structure:
     """A structure of the chest and what its states mean; `normal` is the verdict of normality."""
 
     id: str
@@ -137,6 +139,7 @@ class Term:
 
 
 WORD: Final = Term("")
+_ROLES_OF: Final = attrgetter(*(f.name for f in fields(Term) if f.name != "text"))
 
 
 class Role:
@@ -168,8 +171,7 @@ def _roles(term: Term) -> int:
 class Lexicon(NamedTuple):
     """The compiled banks."""
 
-    automaton: Any
-    tokens: dict[str, int]
+    phrases: dict[str, Term | None]  # None: only the beginning of a longer one
     terms: dict[str, Term]
     words: frozenset[str]
     spelling: Callable[[str], str]
@@ -210,14 +212,11 @@ def compile_lexicon(banks: Banks) -> Lexicon:
     _add_cues(terms, banks)
     _add_attributes(terms, banks.attributes)
     _derive(terms)
+    shared = _shared(terms)
     known = chain(terms, banks.attributes["lookalikes"]["words"])
-    # 0 stands for every token that no phrase has.
-    found = dict.fromkeys(token for phrase in terms for token in TOKEN.findall(phrase))
-    tokens = {token: number for number, token in enumerate(found, 1)}
     return Lexicon(
-        automaton=_automaton(terms, tokens),
-        tokens=tokens,
-        terms=dict(terms),
+        phrases=_with_beginnings(shared),
+        terms=shared,
         words=frozenset(word for phrase in known for word in phrase.split()),
         spelling=_speller(terms),
         ranks={state: place for place, state in enumerate(banks.states["rank"]["order"])},
@@ -228,14 +227,27 @@ def compile_lexicon(banks: Banks) -> Lexicon:
     )
 
 
-def _automaton(terms: Mapping[str, Term], tokens: Mapping[str, int]) -> Any:
-    """Return the automaton over token numbers: whole words match, with far less to look at."""
-    automaton = ahocorasick.Automaton(ahocorasick.STORE_ANY, ahocorasick.KEY_SEQUENCE)
+def _with_beginnings(terms: Mapping[str, Term]) -> dict[str, Term | None]:
+    """Key terms by their tokens, one space apart; what only begins a longer phrase has no term."""
+    phrases: dict[str, Term | None] = {}
     for phrase, term in terms.items():
-        numbers = tuple(tokens[token] for token in TOKEN.findall(phrase))
-        automaton.add_word(numbers, (len(numbers), term))
-    automaton.make_automaton()
-    return automaton
+        tokens = TOKEN.findall(phrase)
+        for begin in accumulate(tokens, "{} {}".format):
+            phrases.setdefault(begin, None)
+        phrases[" ".join(tokens)] = term
+    return phrases
+
+
+def _shared(terms: Mapping[str, Term]) -> dict[str, Term]:
+    """Let observations' phrases of the same roles be one term; the text of it is nowhere read.
+
+    A twentieth of the terms is left: less for the processor's caches, and for the collector.
+    """
+    first: dict[tuple[object, ...], Term] = {}
+    return {
+        phrase: first.setdefault(_ROLES_OF(term), term) if term.observation else term
+        for phrase, term in terms.items()
+    }
 
 
 # -- observations

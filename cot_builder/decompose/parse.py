@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from cot_builder.decompose.lexicon import WORD, Lexicon, Observation, Place, Structure, Term
-from cot_builder.decompose.units import Unit
+from cot_builder.decompose.units import Units
 from cot_builder.records import Assertion
 
 
@@ -55,8 +55,8 @@ class Mention:
     last: int
     observation: Observation
     assertion: Assertion
-    reason: str = ""  # of the assertion, for people
     cue: str = ""  # id of the cue that decided the assertion
+    by: int = -1  # the unit that did: a cue, a state, the denial of a verdict
     said: bool = False  # said of a structure: cues and lists do not reach it
     left: int = 0  # first unit of the noun phrase
     right: int = 0  # last unit of the phrase with its joined place
@@ -99,9 +99,9 @@ class Parse:
     """The working state of one sentence."""
 
     folded: str
-    units: list[Unit]
+    units: Units
     lexicon: Lexicon
-    terms: list[Term] = field(init=False)
+    terms: list[Term] = field(init=False)  # of the units
     roles: int = 0  # all bits of Role that its terms have
     groups: list[Group] = field(default_factory=list)
     mentions: list[Mention] = field(default_factory=list)
@@ -111,7 +111,7 @@ class Parse:
     cues: list[Reached] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.terms = [unit.term for unit in self.units]
+        self.terms = self.units.terms
         for term in self.terms:
             self.roles |= term.roles
 
@@ -121,7 +121,7 @@ class Parse:
 
     def text(self, i: int) -> str:
         """Return the words of a unit."""
-        return self.folded[self.units[i].start : self.units[i].end]
+        return self.folded[self.units.starts[i] : self.units.ends[i]]
 
     def past(self, i: int, passes: Callable[[Term], object]) -> int:
         """Return the first unit from `i` on that does not pass, or the number of units."""

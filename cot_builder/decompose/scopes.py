@@ -284,10 +284,7 @@ def _judge(p: Parse, mention: Mention, held: Hold) -> None:
     """Give a mention the assertion of the cue that holds it, if it does."""
     if held.means == "negative" or (held.means == "uncertain" and not mention.observation.fact):
         mention.assertion = "negative" if held.means == "negative" else "uncertain"
-        mention.cue = _cue_id(p.terms[held.cue], held.means)
-        mention.reason = f"{held.means} by {p.text(held.cue)!r}"
-    else:
-        mention.reason = f"{mention.assertion}: no cue reaches it"
+        mention.cue, mention.by = _cue_id(p.terms[held.cue], held.means), held.cue
 
 
 def _cue_id(term: Term, means: str) -> str:
@@ -338,4 +335,3 @@ def _is_list_gap(between: list[Term]) -> bool:
 def _offer(mention: Mention) -> None:
     if mention.assertion == "positive" and not mention.observation.fact:
         mention.assertion, mention.cue = "uncertain", "alternatives"
-        mention.reason = "one of several offered"

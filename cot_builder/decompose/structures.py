@@ -215,10 +215,9 @@ def _read_verdict(p: Parse, i: int) -> None:
             p.used.update(range(denial, i + 1))
             return
         named = subject.members if subject is not None else []
-    reason = f"general verdict {p.text(denial)!r} … {p.text(i)!r}"
     normal = {member.structure.id: member.structure.normal for member in named}
     for observation in normal.values() or (p.lexicon.whole_chest,):
-        _say(p, denial, last, observation, "positive", reason)
+        _say(p, denial, last, observation, "positive", denial)
     p.used.update(range(denial, i + 1))
     for group in p.groups:
         if denial < group.first < i:
@@ -254,9 +253,9 @@ def _members(p: Parse, units: Iterable[int]) -> list[Member]:
 
 
 def _say(
-    p: Parse, first: int, last: int, observation: Observation, assertion: Assertion, reason: str
+    p: Parse, first: int, last: int, observation: Observation, assertion: Assertion, by: int
 ) -> Mention:
-    mention = Mention(first, last, observation, assertion, reason, "", True, first, last)
+    mention = Mention(first, last, observation, assertion, "", by, True, first, last)
     p.mentions.append(mention)
     return mention
 
@@ -316,9 +315,7 @@ def _say_state(
     p: Parse, group: Group, member: Member, name: str, state: State, assertion: Assertion
 ) -> Mention:
     first, last, structure = member
-    how = "not " if state.denied else "perhaps " if state.hedged else ""
-    reason = f"{structure.id} is {how}{name} ({p.text(state.at)!r})"
-    mention = _say(p, first, last, structure.means[name].observation, assertion, reason)
+    mention = _say(p, first, last, structure.means[name].observation, assertion, state.at)
     hedged = state.hedged and assertion == "uncertain"
     mention.cue = "denied" if state.denied else "hedged" if hedged else ""
     if first - 3 <= state.at < first and first == group.first:
