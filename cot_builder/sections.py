@@ -288,9 +288,12 @@ def _pieces(block: _Block, headings: Headings) -> list[_Piece]:
     pieces = []
     for piece in _with_gaps(block.lines):
         starts = [0, *_inline_starts(piece.line, headings)]
+        if len(starts) == 1:
+            pieces.append(_read_heading(piece, headings))
+            continue
         for start, end in zip(starts, [*starts[1:], None], strict=True):
             line = piece.line[start:end].strip()
-            if not (start == 0 < len(starts) - 1 and _is_furniture(line, headings)):
+            if start or not _is_furniture(line, headings):
                 pieces.append(
                     _read_heading(_Piece(line, line, gap=piece.gap or start > 0), headings)
                 )
@@ -301,7 +304,7 @@ def _inline_starts(line: str, headings: Headings) -> Iterator[int]:
     colon = line.find(":")
     if colon < 0:
         return
-    for match in headings.inline.finditer(line):
+    for match in headings.inline.finditer(line, 0, line.rindex(":") + 1):
         # "REASON FOR EXAM:" holds "EXAM:", so the words up to a line's first colon are cut only
         # where a sentence or a FINAL REPORT ends.
         before = line[: match.start()].rstrip() if match.start() < colon else "."
@@ -314,7 +317,7 @@ def _read_heading(piece: _Piece, headings: Headings) -> _Piece:
     for opener, owner in headings.openers.items():
         if line.startswith(opener) and not line[len(opener) : len(opener) + 1].isalpha():
             return piece._replace(section=owner, line=line[len(opener) :].lstrip(" :;.-"))
-    if match := _COLON.match(line, 0, 82):
+    if ":" in line and (match := _COLON.match(line, 0, 82)):
         rest = line[match.end() :].lstrip(" :*")
         if name := _section_of(match[1], headings, paragraph=piece.gap):
             return piece._replace(section=name, line=rest)
@@ -325,7 +328,7 @@ def _read_heading(piece: _Piece, headings: Headings) -> _Piece:
     alone = len(line) <= _LONGEST_HEADING and line[:1].isupper() and line[-1] != "."
     if alone and (name := headings.names.get(_normal(line))):
         return piece._replace(section=name, line="")
-    return piece._replace(title=_is_title(line, headings))
+    return piece._replace(title=True) if _is_title(line, headings) else piece
 
 
 def _section_of(heading: str, headings: Headings, *, paragraph: bool) -> str | None:
@@ -349,10 +352,8 @@ def _is_title(line: str, headings: Headings) -> bool:
     if len(line) > 120:
         return False
     words = _TITLE_WORDS.findall(line.lower())
-    known = headings.title_words
-    return any(word in known for word in words) and all(
-        word in known or word in headings.title_fillers for word in words
-    )
+    known, fillers = headings.title_words, headings.title_fillers
+    return all(word in known or word in fillers for word in words) and not known.isdisjoint(words)
 
 
 # -- sections
