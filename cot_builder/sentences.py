@@ -25,6 +25,7 @@ _GLUED: Final = re.compile(
 # Characters; the longest of 2,900 sentences in real reports has 198.
 LONGEST: Final = 2_000
 _SPACE: Final = re.compile(r"\s*")
+_LONGEST_NUMBER: Final = 3  # "(12", "#12"
 _LIST_NUMBER: Final = re.compile(r"(?:\(?\d{1,2}[.)](?!\d)|[-*•]|#\d{1,2}\b[.):]?)\s*")
 
 
@@ -35,23 +36,13 @@ def split_sentences(section: Section) -> Iterator[Sentence]:
     ['Nodule of 4.5 cm.', 'Lungs are clear.', 'No edema']
     """
     text, index = section.text, 0
-    for start, end in (piece for span in _spans(text) for piece in _pieces(text, *span)):
+    for start, end in _spans(text):
         if number := _LIST_NUMBER.match(text, start, end):
             start = number.end()
         sentence = text[start:end].rstrip()
         if any(map(str.isalnum, sentence)):
             yield Sentence(section.name, index, start, start + len(sentence), sentence)
             index += 1
-
-
-def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Cut a damaged, endless sentence at white space: the decomposer's time is quadratic in one."""
-    while end - start > LONGEST:
-        cut = text.rfind(" ", start + 1, start + LONGEST)
-        cut = cut if cut > start else start + LONGEST
-        yield start, cut
-        start = _after_space(text, cut)
-    yield start, end
 
 
 def split_sections_of(text: str) -> list[Sentence]:
@@ -65,9 +56,22 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
     for match in _CANDIDATE.finditer(text, start):
         end = _break(text, start, match)
         if end:
-            yield start, end
+            if end - start > LONGEST:
+                yield from _pieces(text, start, end)
+            else:
+                yield start, end
             start = _after_space(text, end)
-    yield start, len(text)
+    yield from _pieces(text, start, len(text))
+
+
+def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut a damaged, endless sentence at white space: the decomposer's time is quadratic in one."""
+    while end - start > LONGEST:
+        cut = text.rfind(" ", start + 1, start + LONGEST)
+        cut = cut if cut > start else start + LONGEST
+        yield start, cut
+        start = _after_space(text, cut)
+    yield start, end
 
 
 def _break(text: str, start: int, match: re.Match[str]) -> int:
@@ -80,12 +84,11 @@ def _break(text: str, start: int, match: re.Match[str]) -> int:
     single = text[stop:end] == "."
     if end < len(text) and not text[end].isspace() and not (single and _GLUED.match(text, end)):
         return 0
-    # The full stop of a list number ends nothing: "1. Lungs are clear."
-    if _LIST_NUMBER.fullmatch(text, start, end) or (
-        single and _is_abbreviation(text, max(start, stop - 7), end)
-    ):
+    if single and _is_abbreviation(text, max(start, stop - 7), end):
         return 0
-    return end
+    # The full stop of a list number ends nothing: "1. Lungs are clear."
+    listed = stop - start <= _LONGEST_NUMBER and _LIST_NUMBER.fullmatch(text, start, end)
+    return 0 if listed else end
 
 
 def _is_abbreviation(text: str, start: int, end: int) -> bool:
