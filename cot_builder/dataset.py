@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,9 @@ from cot_builder.vocabulary import LABELS
 
 MANIFEST: Final = "manifest.json"
 REJECTS: Final = "rejects.jsonl"
+
+# The folders of an absolute path; the slashes of an address are none.
+_FOLDERS: Final = re.compile(r"(?<![\w:/.])(?:/|[A-Za-z]:\\)(?=[^\s/])(?:[^\s/\\'\"]+[/\\])*")
 
 _TEXT: Final = pa.string()
 _TEXTS: Final = pa.list_(pa.string())
@@ -127,7 +131,6 @@ def study_row(
     bank_version: str,
 ) -> Row:
     """Return one study as a row of the dataset, by the columns of `SCHEMA`."""
-    texts = "\n".join(section.text for section in report.sections)
     return {
         "study_id": report.study_id,
         "subject_id": report.subject_id,
@@ -141,13 +144,19 @@ def study_row(
         "labels": labels,
         "provenance": {
             "file": report.file,
-            "text_sha256": hashlib.sha256(texts.encode()).hexdigest(),
+            "text_sha256": text_sha256(report),
             "bank_version": bank_version,
             "sentences": decomposition.sentences,
             "bearing": decomposition.bearing,
             "covered": decomposition.covered,
         },
     }
+
+
+def text_sha256(report: Report) -> str:
+    """Hash the texts of a report's sections, by which a changed report is told."""
+    texts = "\n".join(section.text for section in report.sections)
+    return hashlib.sha256(texts.encode()).hexdigest()
 
 
 def shard_name(split: str | None, place: int, of: int, *, any_split: bool = True) -> str:
@@ -231,6 +240,15 @@ def read_rejects(folder: Path) -> Iterator[Row]:
     """Yield the lines of `rejects.jsonl`: source, file, reason, detail, study_id."""
     with (folder / REJECTS).open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
+
+
+def without_folders(text: str) -> str:
+    """Return a text whose absolute paths are their last names: no manifest tells of a disk.
+
+    >>> without_folders("cot-builder build --root /home/me/data --out out/mine")
+    'cot-builder build --root data --out out/mine'
+    """
+    return _FOLDERS.sub("", text)
 
 
 def json_lines(rows: Iterable[Row]) -> bytes:

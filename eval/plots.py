@@ -23,6 +23,32 @@ def write_plots(statistics: DatasetStatistics, folder: Path) -> tuple[Path, ...]
     return tuple(_write(plot, statistics, folder / f"{name}.png") for name, plot in PLOTS.items())
 
 
+def plot_flow(axes: Axes, statistics: DatasetStatistics) -> None:
+    """What became of the reports: sentences, those with a finding, chains, their parts."""
+    chains, unmapped = statistics.chains.total(), statistics.unmapped.total()
+    steps = (
+        ("reports", f"{statistics.total:,}"),
+        ("sentences", f"{statistics.sentences:,}"),
+        ("with a finding", f"{statistics.bearing:,}"),
+        ("chains", f"{chains:,}\nand {unmapped:,} unmapped"),
+    )
+    for place, (name, count) in enumerate(steps):
+        axes.text(place, 1, f"{name}\n{count}", bbox=_BOX, **_CENTRED)
+        if place:
+            axes.annotate("", (place - 0.32, 1), (place - 0.68, 1), arrowprops=_ARROW)
+    parts = ("finding\n(its words)", "disease\n(14 labels)", "assertion", "anatomy\n(12 regions)")
+    for place, part in enumerate(parts):
+        axes.text(place, 0, part, bbox={**_BOX, "facecolor": "#FFF4D6"}, **_CENTRED)
+        if place:
+            axes.annotate("", (place - 0.32, 0), (place - 0.68, 0), arrowprops=_ARROW)
+    axes.annotate("", (1.5, 0.3), (2.75, 0.72), arrowprops={**_ARROW, "linestyle": "--"})
+    axes.text(2.45, 0.47, "a chain", color="#666666", fontsize=9)
+    axes.set_title("From reports to chains")
+    axes.set_xlim(-0.5, 3.6)
+    axes.set_ylim(-0.4, 1.4)
+    axes.axis("off")
+
+
 def plot_labels(axes: Axes, statistics: DatasetStatistics) -> None:
     """Chains by label and assertion."""
     _stacked_bars(axes, LABELS, statistics.chains)
@@ -102,12 +128,16 @@ def plot_length(axes: Axes, statistics: DatasetStatistics) -> None:
 
 # To add one: write a function that draws on the axes it is given, and name its file here.
 PLOTS: Final[Mapping[str, Callable[[Axes, DatasetStatistics], None]]] = {
+    "flow": plot_flow,
     "labels": plot_labels,
     "regions": plot_regions,
     "cooccurrence": plot_cooccurrence,
     "coverage": plot_coverage,
     "length": plot_length,
 }
+_BOX: Final = {"boxstyle": "round,pad=0.6", "facecolor": "#E3F0F8", "edgecolor": "#0072B2"}
+_ARROW: Final = {"arrowstyle": "->", "color": "#444444"}
+_CENTRED: Final[Mapping[str, Any]] = {"ha": "center", "va": "center", "fontsize": 11}
 _BARS: Final[Mapping[str, Any]] = {"color": "#0072B2", "edgecolor": "white"}
 
 

@@ -24,6 +24,7 @@ from cot_builder.errors import UserError
 from cot_builder.pipeline import UNFINISHED, BuildOptions, Progress, build
 from cot_builder.records import Report, Section
 from cot_builder.sources import SOURCES, Loaded, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import OPEN
 from knowledge_banks import load_banks
 
 FINDINGS = (
@@ -368,7 +369,7 @@ def a_source(texts: dict[str, str]) -> Source:
         report = Report(task.study_id, None, "toy", None, sections, file=task.file)
         return Loaded(report if text else None)
 
-    return Source("toy", plan, load, False, "none", "none")
+    return Source("toy", plan, load, False, OPEN, "none", "none")
 
 
 def test_a_defect_costs_one_study_and_is_reported(

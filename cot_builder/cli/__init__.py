@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from cot_builder import __version__
-from cot_builder.cli import banks, building, checking, evaluating, looking
+from cot_builder.cli import banks, building, checking, evaluating, looking, publishing
 from cot_builder.errors import UserError
 
 
@@ -52,6 +52,10 @@ COMMANDS: Final = {
     "score-chains": checking.score_chains,
     "score": evaluating.score,
     "conventions": evaluating.conventions,
+    "publish": publishing.publish,
+    "versions": publishing.versions,
+    "diff": publishing.diff,
+    "rehydrate": publishing.rehydrate,
 }
 # The same for commands of two words: a group's help, and its commands.
 GROUPS: Final = {

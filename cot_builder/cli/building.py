@@ -205,6 +205,7 @@ def build(
       --box-columns x,y,w,h --box-format xywh --out out/boxes`
     """
     from cot_builder.boxes import Frame
+    from cot_builder.dataset import without_folders
     from cot_builder.images import scaling
     from cot_builder.pipeline import BuildOptions
     from cot_builder.pipeline import build as run_build
@@ -243,7 +244,7 @@ def build(
         resume=resume,
         overwrite=overwrite,
         seed=seed,
-        command=shlex.join(["cot-builder", *sys.argv[1:]]),
+        command=without_folders(shlex.join(["cot-builder", *sys.argv[1:]])),
     )
     started = time.monotonic()
     try:

@@ -23,7 +23,7 @@ from cot_builder.sources.boxed import (
     tasks_by_study,
     xywh_to_xyxy,
 )
-from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import UNKNOWN, Loaded, Mark, Plan, Source, SourceOptions, Task
 from cot_builder.sources.reading import Rejects, UnusableError, need_root, stays_inside
 from cot_builder.sources.table import read_rows
 
@@ -131,6 +131,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=False,
+    redistribution=UNKNOWN,
     licence="the table's own",
     citation="",
     sections=(SECTION,),

@@ -21,7 +21,7 @@ from cot_builder.sources.boxed import (
     tasks_by_study,
 )
 from cot_builder.sources.coco import read_json
-from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import OPEN, Loaded, Mark, Plan, Source, SourceOptions, Task
 from cot_builder.sources.reading import Rejects, UnusableError, need_root, stays_inside
 
 NAME: Final = "chestx_det"
@@ -95,6 +95,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=False,
+    redistribution=OPEN,
     licence="Apache-2.0",
     citation="Lian et al., ChestX-Det, arXiv:2104.10326, 2021",
     sections=(SECTION,),

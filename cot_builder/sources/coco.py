@@ -23,7 +23,7 @@ from cot_builder.sources.boxed import (
     tasks_by_study,
     xywh_to_xyxy,
 )
-from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import UNKNOWN, Loaded, Mark, Plan, Source, SourceOptions, Task
 from cot_builder.sources.reading import Rejects, UnusableError, need_root, stays_inside
 
 NAME: Final = "coco"
@@ -142,6 +142,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=False,
+    redistribution=UNKNOWN,
     licence="the file's own",
     citation="",
     sections=(SECTION,),

@@ -119,16 +119,35 @@ class Loaded(NamedTuple):
     rejects: tuple[Rejected, ...] = ()
 
 
+class Redistribution(NamedTuple):
+    """What of a release its holders may hand on, and why no more: its reports, its pixels."""
+
+    text: bool
+    images: bool
+    why: str = ""
+
+
+OPEN: Final = Redistribution(True, True)
+CREDENTIALED: Final = Redistribution(
+    False, False, "its data use agreement forbids to share access with anyone else"
+)
+UNKNOWN: Final = Redistribution(
+    False, False, "its licence is yours to read: cot-builder does not know it"
+)
+
+
 class Source(NamedTuple):
     """A kind of release. `load` is a pure function of the files, run in worker processes.
 
-    `sections` are those that a build decomposes unless it is told others.
+    `redistribution` is what `publish` goes by; `sections` are those that a build decomposes unless
+    it is told others.
     """
 
     name: str
     plan: Callable[[SourceOptions], Plan]
     load: Callable[[Task, SourceOptions], Loaded]
     credentialed: bool
+    redistribution: Redistribution
     licence: str
     citation: str
     sections: tuple[str, ...] = ("findings", "impression")

@@ -9,6 +9,7 @@ from typing import Any, Final
 from cot_builder.errors import UserError
 from cot_builder.records import Image, Section
 from cot_builder.sources.contract import (
+    OPEN,
     SPLITS,
     Loaded,
     Plan,
@@ -82,6 +83,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=False,
+    redistribution=OPEN,
     licence="reports: Apache-2.0; images: NIH Clinical Center, unrestricted use with citation",
     citation="Images: Wang et al., ChestX-ray8, CVPR 2017, "
     "https://nihcc.app.box.com/v/ChestXray-NIHCC",

@@ -25,7 +25,15 @@ from cot_builder.sources.boxed import (
     pixels,
     tasks_by_study,
 )
-from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import (
+    CREDENTIALED,
+    Loaded,
+    Mark,
+    Plan,
+    Source,
+    SourceOptions,
+    Task,
+)
 from cot_builder.sources.reading import Rejects, UnusableError, folders_below, need_root
 from cot_builder.sources.table import read_rows
 from cot_builder.vocabulary import REGIONS
@@ -214,6 +222,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=True,
+    redistribution=CREDENTIALED,
     licence="PhysioNet Credentialed Health Data License 1.5.0",
     citation="Wu et al., Chest ImaGenome, PhysioNet 1.0.0, 2021",
     sections=(SECTION,),

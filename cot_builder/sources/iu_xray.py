@@ -19,6 +19,7 @@ from cot_builder.sources.contract import (
     SPLITS,
     Loaded,
     Plan,
+    Redistribution,
     Source,
     SourceOptions,
     Task,
@@ -295,6 +296,12 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=False,
+    redistribution=Redistribution(
+        True,
+        True,
+        "no derivatives: reports and images go out unaltered (white space and size aside), the "
+        "chains beside them",
+    ),
     licence="CC BY-NC-ND 4.0",
     citation="Demner-Fushman et al., Preparing a collection of radiology examinations for "
     "distribution and retrieval, JAMIA 23(2):304-310, 2016",

@@ -23,7 +23,15 @@ from cot_builder.sources.boxed import (
     number,
     tasks_by_study,
 )
-from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import (
+    CREDENTIALED,
+    Loaded,
+    Mark,
+    Plan,
+    Source,
+    SourceOptions,
+    Task,
+)
 from cot_builder.sources.reading import (
     Rejects,
     UnusableError,
@@ -157,6 +165,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=True,
+    redistribution=CREDENTIALED,
     licence="PhysioNet Credentialed Health Data License 1.5.0",
     citation="Ghelichkhan and Tasdizen, LATTE-CXR, PhysioNet 1.0.0, 2025; "
     "Bigolin Lanfredi et al., REFLACX, Scientific Data 9:350, 2022",

@@ -14,7 +14,15 @@ from typing import Final, NamedTuple
 
 from cot_builder.errors import UserError
 from cot_builder.records import Image, Section
-from cot_builder.sources.contract import SPLITS, Loaded, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import (
+    CREDENTIALED,
+    SPLITS,
+    Loaded,
+    Plan,
+    Source,
+    SourceOptions,
+    Task,
+)
 from cot_builder.sources.reading import (
     Rejects,
     UnusableError,
@@ -470,6 +478,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=True,
+    redistribution=CREDENTIALED,
     licence="PhysioNet Credentialed Health Data License 1.5.0",
     citation="Johnson et al., MIMIC-CXR, Scientific Data 6:317, 2019; "
     "Johnson et al., MIMIC-CXR-JPG, arXiv:1901.07042, 2019",

@@ -23,7 +23,15 @@ from cot_builder.sources.boxed import (
     xywh_to_xyxy,
 )
 from cot_builder.sources.coco import read_coco
-from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import (
+    CREDENTIALED,
+    Loaded,
+    Mark,
+    Plan,
+    Source,
+    SourceOptions,
+    Task,
+)
 from cot_builder.sources.reading import (
     Rejects,
     UnusableError,
@@ -130,6 +138,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=True,
+    redistribution=CREDENTIALED,
     licence="PhysioNet Credentialed Health Data License 1.5.0",
     citation="Boecking et al., MS-CXR, PhysioNet 1.1.0, 2024; Boecking et al., ECCV 2022",
     sections=(SECTION,),

@@ -23,7 +23,7 @@ from cot_builder.sources.boxed import (
     tasks_by_study,
     xywh_to_xyxy,
 )
-from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import OPEN, Loaded, Mark, Plan, Source, SourceOptions, Task
 from cot_builder.sources.reading import (
     Rejects,
     UnusableError,
@@ -138,6 +138,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=False,
+    redistribution=OPEN,
     licence="NIH Clinical Center: unrestricted use with citation",
     citation="Wang et al., ChestX-ray8, CVPR 2017, https://nihcc.app.box.com/v/ChestXray-NIHCC",
     sections=(SECTION,),

@@ -24,7 +24,15 @@ from cot_builder.sources.boxed import (
     pixels,
     tasks_by_study,
 )
-from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import (
+    CREDENTIALED,
+    Loaded,
+    Mark,
+    Plan,
+    Source,
+    SourceOptions,
+    Task,
+)
 from cot_builder.sources.reading import (
     Rejects,
     UnusableError,
@@ -176,6 +184,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=True,
+    redistribution=CREDENTIALED,
     licence="PhysioNet Credentialed Health Data License 1.5.0",
     citation="Bigolin Lanfredi et al., REFLACX, Scientific Data 9:350, 2022",
     sections=(SECTION,),

@@ -11,6 +11,7 @@ from cot_builder.errors import UserError
 from cot_builder.records import Image, Section
 from cot_builder.sources.contract import (
     SPLITS,
+    UNKNOWN,
     Loaded,
     Plan,
     Source,
@@ -219,6 +220,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=False,
+    redistribution=UNKNOWN,
     licence="the table's own",
     citation="",
 )

@@ -21,7 +21,15 @@ from cot_builder.sources.boxed import (
     pixels,
     tasks_by_study,
 )
-from cot_builder.sources.contract import Loaded, Mark, Plan, Source, SourceOptions, Task
+from cot_builder.sources.contract import (
+    CREDENTIALED,
+    Loaded,
+    Mark,
+    Plan,
+    Source,
+    SourceOptions,
+    Task,
+)
 from cot_builder.sources.reading import Rejects, UnusableError, find_file, need_root
 from cot_builder.sources.table import read_rows
 
@@ -129,6 +137,7 @@ SOURCE: Final = Source(
     plan=plan,
     load=load,
     credentialed=True,
+    redistribution=CREDENTIALED,
     licence="PhysioNet Credentialed Health Data License 1.5.0",
     citation="Nguyen et al., VinDr-CXR, Scientific Data 9:429, 2022",
     sections=(SECTION,),
