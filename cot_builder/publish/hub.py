@@ -92,14 +92,11 @@ def look_at(repo: str, version: str) -> Target:
             if isinstance(error, GatedRepoError):
                 raise
             return Target(repo, user, None)
-        tags = {
-            ref.name: ref.target_commit for ref in api.list_repo_refs(repo, repo_type=_KIND).tags
-        }
-        tag = tags.get(f"v{version}")
-        return Target(
-            repo, user, bool(info.private), info.sha,
-            _manifest(repo, info.sha), tag and (_manifest(repo, tag) or {}),
-        )  # fmt: skip
+        refs = api.list_repo_refs(repo, repo_type=_KIND).tags
+        tag = next((ref.target_commit for ref in refs if ref.name == f"v{version}"), None)
+        tagged = (_manifest(repo, tag) or {}) if tag else None
+        head = str(info.sha)
+        return Target(repo, user, bool(info.private), head, _manifest(repo, head), tagged)
 
 
 def refuse(target: Target, manifest: Manifest | None, *, private_only: bool) -> None:
