@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import os
 import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -42,6 +43,10 @@ OPENAI: Final = "https://api.openai.com/v1"
 LONGEST_WAIT: Final = 900.0
 # So many requests in a row with all their attempts in vain: the server is gone.
 IN_VAIN: Final = 20
+_BATCHED: Final = "/v1/chat/completions"
+_ENDED: Final = ("completed", "expired", "cancelled", "failed")
+_BATCH_CALLS: Final = 50_000
+_BATCH_BYTES: Final = 50_000_000
 _FIRST_WAIT: Final = 0.5
 _LAST_WAIT: Final = 60.0
 _GROWTH: Final = 16  # successes after which one more call may be under way
@@ -65,7 +70,8 @@ _REFUSED: Final = (
 class Endpoint:
     """A model on a server, how hard to ask it, and what it may cost.
 
-    Prices are USD a million tokens. `key_variable` names the environment variable of the API key.
+    Prices are USD a million tokens; `poll` is the seconds between two looks at a batch.
+    `key_variable` names the environment variable of the API key.
     `zero_retention_host` is a host that the user vouches for by name.
     """
 
@@ -76,6 +82,7 @@ class Endpoint:
     concurrency: int = 32
     timeout: float = 120.0
     attempts: int = 6
+    poll: float = 60.0
     price_in: float | None = None
     price_out: float | None = None
     budget: float | None = None
@@ -146,6 +153,10 @@ class Tally:
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float | None = None
+
+    def __str__(self) -> str:
+        tokens = f"{self.tokens_in + self.tokens_out:,} tokens"
+        return tokens if self.cost is None else f"{tokens}, {self.cost:,.2f} USD"
 
 
 Progress = Callable[[Tally], None]
@@ -293,7 +304,7 @@ class Client:
         self.replies.close()
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
-        """Reckon what requests will take, without asking; equal ones count once, while adjacent.
+        """Reckon what requests will take, without asking; equal ones count once.
 
         Repair turns are not foreseen.
         """
@@ -315,6 +326,17 @@ class Client:
         cost = self.endpoint.cost(tokens_in, tokens_out)
         return Estimate(count, kept, tokens_in, tokens_out, cost, rates is not None)
 
+    def afford(self, estimate: Estimate) -> None:
+        """Raise UserError when what is reckoned is more than the budget has left."""
+        budget = self.endpoint.budget
+        paid = self.endpoint.cost(*self.replies.paid(self.run)) or 0.0 if self.run else 0.0
+        if budget is not None and paid + (estimate.cost or 0.0) > budget:
+            raise UserError(
+                f"--llm-budget {budget:g} USD: {paid:.4f} are spent, and about "
+                f"{estimate.cost:.4f} more are reckoned for {estimate.requests - estimate.kept:,} "
+                "requests. Nothing was asked: raise the budget, or ask less (--limit)"
+            )
+
     def ask(
         self, requests: Iterable[Request], *, progress: Progress = lambda _: None
     ) -> Iterator[Reply]:
@@ -326,14 +348,27 @@ class Client:
             assert reply is not None, "a filled request has its calls"
             yield reply
 
-    def fill(self, requests: Iterable[Request], *, progress: Progress = lambda _: None) -> Tally:
+    def fill(
+        self,
+        requests: Iterable[Request],
+        *,
+        batch: bool = False,
+        progress: Progress = lambda _: None,
+    ) -> Tally:
         """Ask until every request has its reply in the file; those that are there cost nothing.
 
         A request that failed in an earlier run is asked again. Raises UserError when there is no
         point in going on: key, quota, budget, a server that is gone. After Ctrl-C, answers that are
-        under way are waited for and kept.
+        under way are waited for and kept. With `batch`, the requests are handed in as files, and
+        fetched when the server has answered them; a run that was cut off fetches them too.
         """
-        asyncio.run(self._fill(iter(requests), progress))
+        if batch and self.credentialed and not is_own(self.endpoint.host):
+            raise UserError(
+                f"--llm-batch leaves text of {self.credentialed} lying on {self.endpoint.host}, "
+                "which no promise of zero retention covers: leave it out"
+            )
+        work = self._fill_batches if batch else self._fill
+        asyncio.run(work(iter(requests), progress))
         return self.tally
 
     async def _fill(self, requests: Iterator[Request], progress: Progress) -> None:
@@ -365,9 +400,6 @@ class Client:
                         return
                     self.tally.done += 1
                     self.tally.statuses[reply.status] += 1
-                    self.tally.cost = self.endpoint.cost(
-                        self.tally.tokens_in, self.tally.tokens_out
-                    )
                     progress(self.tally)
             except BaseException:
                 self._halt.set()
@@ -405,15 +437,17 @@ class Client:
         finally:
             self._flying.pop(key).set_result(None)
 
-    def _keep(self, call: Call, key: str, completion: Completion) -> None:
+    def _record(self, call: Call, key: str, completion: Completion) -> None:
         self.replies.put(call, completion, run=self.run)
         self.tally.tokens_in += completion.tokens_in
         self.tally.tokens_out += completion.tokens_out
-        if completion.status != "failed":
-            self._in_vain = 0
-            return
-        self._failed.add(key)
-        self._in_vain += 1
+        self.tally.cost = self.endpoint.cost(self.tally.tokens_in, self.tally.tokens_out)
+        if completion.status == "failed":
+            self._failed.add(key)
+
+    def _keep(self, call: Call, key: str, completion: Completion) -> None:
+        self._record(call, key, completion)
+        self._in_vain = self._in_vain + 1 if completion.status == "failed" else 0
         if self._in_vain >= IN_VAIN:
             raise UserError(
                 f"{self._in_vain} requests in a row got nothing from {self.endpoint.base_url}, "
@@ -467,15 +501,81 @@ class Client:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._halt.wait(), seconds)
 
+    # -- batches: submit, poll, collect
+
+    async def _fill_batches(self, requests: Iterator[Request], progress: Progress) -> None:
+        """Submit what is missing and collect it, until repair turns too have their answers."""
+        import openai
+
+        listed = list(requests)
+        try:
+            async with self._connect(retries=5) as self._server:
+                while calls := self._missing(listed):
+                    submitted = {key for _, keys in self.replies.batches(self.run) for key in keys}
+                    left = [call for key, call in calls.items() if key not in submitted]
+                    for chunk in _chunks(left):
+                        await self._submit(chunk)
+                    for id_, keys in self.replies.batches(self.run):
+                        await self._collect(id_, [calls[key] for key in keys if key in calls])
+                        progress(self.tally)
+        except openai.OpenAIError as error:
+            raise UserError(
+                f"{self.endpoint.base_url}: {self._clean(error)}; batches that are submitted are "
+                "remembered: --resume fetches them"
+            ) from None
+        for request in listed:
+            if reply := self.replies.reply(request, self.endpoint.model):
+                self.tally.statuses[reply.status] += 1
+
+    def _missing(self, requests: Iterable[Request]) -> dict[str, Call]:
+        found = (self.replies.missing(request, self.endpoint.model) for request in requests)
+        calls = {call.key: call for call in found if call}
+        return {key: call for key, call in calls.items() if key not in self._failed}
+
+    async def _submit(self, calls: Sequence[Call]) -> None:
+        worst = sum(self.endpoint.cost(c.size, c.model.max_tokens) or 0.0 for c in calls)
+        spent = self.endpoint.cost(*self.replies.paid(self.run)) or 0.0
+        if self.endpoint.budget is not None and spent + worst > self.endpoint.budget:
+            raise UserError(
+                f"--llm-budget {self.endpoint.budget:g} USD: {spent:.4f} are spent, and a batch of "
+                f"{len(calls):,} calls may cost {worst:.4f} if every answer has its full length"
+            )
+        lines = (
+            {"custom_id": c.key, "method": "POST", "url": _BATCHED, "body": self._body(c)}
+            for c in calls
+        )
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        file = await self._server.files.create(file=("calls.jsonl", content), purpose="batch")
+        batch = await self._server.batches.create(
+            input_file_id=file.id, endpoint=_BATCHED, completion_window="24h"
+        )
+        self.replies.submitted(batch.id, self.run, [call.key for call in calls])
+        self.tally.calls += len(calls)
+
+    async def _collect(self, id_: str, calls: Sequence[Call]) -> None:
+        """Wait for a batch and keep its answers; what it does not answer has failed."""
+        while (batch := await self._server.batches.retrieve(id_)).status not in _ENDED:
+            await asyncio.sleep(self.endpoint.poll)
+        came: dict[str, Completion] = {}
+        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
+            for line in (await self._server.files.content(file)).content.splitlines():
+                row = json.loads(line)
+                came[row["custom_id"]] = _batched(row)
+        for call in calls:
+            missing = Completion("failed", f"batch {id_} ended as {batch.status} without it")
+            self._record(call, call.key, came.get(call.key, missing))
+            self.tally.done += 1
+        self.replies.collected(id_)
+
     # -- one HTTP request
 
-    def _connect(self) -> openai.AsyncOpenAI:
+    def _connect(self, retries: int = 0) -> openai.AsyncOpenAI:
         import openai
 
         return openai.AsyncOpenAI(
             base_url=self.endpoint.base_url,
             api_key=self._key or "none",
-            max_retries=0,  # its own retries would hide from the gate that the server pushes back
+            max_retries=retries,  # none of its own: the gate has to see that the server pushes back
             timeout=self.endpoint.timeout,
             # Neither a proxy of the environment nor a redirect may carry the text elsewhere.
             http_client=openai.DefaultAsyncHttpx2Client(
@@ -569,6 +669,31 @@ def _completion(body: Mapping[str, Any]) -> Completion:
         return Completion("filtered", "the server's content filter", *tokens)
     status: Any = "cut" if choice.get("finish_reason") == "length" else "answered"
     return Completion(status, str(message["content"] or ""), *tokens)
+
+
+def _chunks(calls: Iterable[Call]) -> Iterator[list[Call]]:
+    chunk: list[Call] = []
+    size = 0
+    for call in calls:
+        if chunk and (len(chunk) >= _BATCH_CALLS or size + call.size > _BATCH_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(call)
+        size += call.size
+    if chunk:
+        yield chunk
+
+
+def _batched(row: Mapping[str, Any]) -> Completion:
+    """Read one line of a batch's output or errors."""
+    response = row.get("response") or {}
+    try:
+        if response["status_code"] == 200:
+            return _completion(response["body"])
+    except (KeyError, TypeError, IndexError):
+        pass
+    why = row.get("error") or response.get("body") or "no answer"
+    return Completion("failed", f"batch: HTTP {response.get('status_code')}: {why}"[:300])
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -14,15 +14,17 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import groupby, islice
 from multiprocessing import active_children, connection, get_context, parent_process
@@ -44,14 +46,18 @@ from cot_builder.dataset import (
 )
 from cot_builder.decompose import Decomposer
 from cot_builder.decompose.grounded import attach_boxes
+from cot_builder.drafting import Drafter, Drafting, distinct, read_asks
 from cot_builder.errors import UserError
 from cot_builder.images import IMAGES, BadImageError, Scaling, derivative, write_reduced
 from cot_builder.labels import report_labels
-from cot_builder.records import Rejected, Report, Row
+from cot_builder.llm import Client, Estimate, Tally, refuse_sending
+from cot_builder.records import Rejected, Report, Row, Section
 from cot_builder.sources import Plan, SourceOptions, Task, get_source, image_root
 from cot_builder.vocabulary import ASSERTIONS, LABELS
 
 UNFINISHED: Final = ".unfinished"
+ASKS: Final = ".asks"  # the sentences of a shard that a model is asked
+RUN: Final = "run"  # who pays: a build's budget holds over all its restarts
 _SHARD: Final = re.compile(r"\w+-\d{5}-of-\d{5}\.parquet")
 _SPLIT_ORDER: Final = ("train", "validation", "test", None)
 
@@ -64,7 +70,8 @@ class BuildOptions:
     """What to build: a source's name and its options, the sections to decompose, where to.
 
     Without `sections`, the source's own. `frame` is recorded only: the dataset's boxes stay in the
-    pixels of the original images. With a `scaling`, reduced copies of the images are written too.
+    pixels of the original images. With a `scaling`, reduced copies of the images are written too;
+    with a `drafting`, a model is asked what the rules leave open.
     """
 
     source: str
@@ -73,6 +80,7 @@ class BuildOptions:
     sections: tuple[str, ...] = ()
     frame: Frame = field(default_factory=Frame)
     scaling: Scaling | None = None
+    drafting: Drafting | None = None
     shard_size: int = 4000
     workers: int = 1
     resume: bool = False
@@ -100,22 +108,30 @@ class Part(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a build stands, in studies; `kept` of those `done` were there before."""
+    """Where a build stands, in what its stage counts; `kept` of those `done` were there before."""
 
     done: int
     total: int
     kept: int
+    stage: str = "studies"
+    note: str = ""
 
 
 def build(
-    options: BuildOptions, *, progress: Callable[[Progress], None] = lambda _: None
+    options: BuildOptions,
+    *,
+    progress: Callable[[Progress], None] = lambda _: None,
+    estimated: Callable[[Estimate], None] = lambda _: None,
 ) -> Manifest:
     """Build a dataset folder and return its manifest.
 
-    The same input gives the same bytes, whatever the workers, the order, or earlier runs that were
-    cut off. A folder that holds anything is refused unless `resume` or `overwrite` is set.
+    The same input, with the same answers of a model, gives the same bytes, whatever the workers,
+    the order, or earlier runs that were cut off. A folder that holds anything is refused unless
+    `resume` or `overwrite` is set. `estimated` is told what asking a model will take, before.
     """
     source = get_source(options.source)
+    if options.drafting:
+        refuse_sending(options.drafting.endpoint, _credentialed(options))
     options.frame.extent(Size(1, 1))  # an unknown frame is told before anything is read
     _check_out(options)
     plan = source.plan(options.release)
@@ -125,13 +141,18 @@ def build(
     if finished := _finished_before(options, identity):
         return finished
     parts_folder = _open_folder(options, jobs)
+    here = cache(partial(Worker, options))  # of this process, if it needs one
     kept = {job.shard for job in jobs if _read_part(options.out, job)}
     done = kept_studies = sum(len(job.tasks) for job in jobs if job.shard in kept)
+    if options.drafting:
+        _draft(options, options.drafting, jobs, here, progress, estimated)
     progress(Progress(done, len(plan.tasks), kept_studies))
-    for job in _run([job for job in jobs if job.shard not in kept], options):
+    for job in _run(
+        [job for job in jobs if job.shard not in kept], options, Worker.build_shard, here
+    ):
         done += len(job.tasks)
         progress(Progress(done, len(plan.tasks), kept_studies))
-    manifest = _finish(options, plan, jobs, identity)
+    manifest = _finish(options, plan, jobs, identity, here)
     shutil.rmtree(parts_folder)
     return manifest
 
@@ -166,6 +187,7 @@ def _identity(options: BuildOptions, plan: Plan) -> Row:
     identity = {
         "tool": {"name": "cot-builder", "version": __version__},
         "banks": {"version": banks.version, "sha256": banks.sha256},
+        "decomposer": options.drafting.described(banks) if options.drafting else {"kind": "rules"},
         "source": {
             "name": options.source,
             "release": plan.release,
@@ -252,7 +274,8 @@ def _open_folder(options: BuildOptions, jobs: tuple[Job, ...]) -> Path:
         if ours and (path.name not in wanted or not options.resume):
             path.unlink()
     for path in parts.iterdir():
-        if path.stem not in wanted or path.suffix != ".json" or not options.resume:
+        ours = path.stem in wanted and path.suffix in (".json", ASKS)
+        if not (ours or path.name == RUN) or not options.resume:
             path.unlink()
     return parts
 
@@ -268,15 +291,74 @@ def _read_part(out: Path, job: Job) -> Part | None:
     return part if fits else None
 
 
+# -- asking a model
+
+
+def _draft(
+    options: BuildOptions,
+    drafting: Drafting,
+    jobs: Sequence[Job],
+    here: Callable[[], Worker],
+    progress: Callable[[Progress], None],
+    estimated: Callable[[Estimate], None],
+) -> None:
+    """Ask all that the rules leave open in any shard; workers will read the answers in the cache.
+
+    Which sentences these are is worked out shard by shard, as the shards are, and kept as they are.
+    """
+    left = [job for job in jobs if read_asks(_asks_file(options, job), job.key) is None]
+    done, total = 0, sum(len(job.tasks) for job in left)
+    for job in _run(left, options, Worker.gather, here):
+        done += len(job.tasks)
+        progress(Progress(done, total, 0, "studies to ask about"))
+    run = options.out / UNFINISHED / RUN
+    if not run.exists():
+        write_whole(run, secrets.token_hex(8).encode(), scratch=run.parent)
+    drafter = here().drafter
+    assert drafter
+    with Client(
+        drafting.endpoint, drafting.cache, credentialed=_credentialed(options), run=run.read_text()
+    ) as client:
+        estimate = client.estimate(map(drafter.request, _sentences(options, jobs)))
+        estimated(estimate)
+        client.afford(estimate)
+
+        def tell(tally: Tally) -> None:
+            done = (tally.done, estimate.requests, estimate.kept)
+            progress(Progress(*done, "sentences", str(tally)))
+
+        requests = map(drafter.request, _sentences(options, jobs))
+        client.fill(requests, batch=drafting.batch, progress=tell)
+
+
+def _asks_file(options: BuildOptions, job: Job) -> Path:
+    return options.out / UNFINISHED / f"{job.shard}{ASKS}"
+
+
+def _sentences(options: BuildOptions, jobs: Iterable[Job]) -> Iterator[str]:
+    """Yield the sentences that a model is asked, each once."""
+    return distinct(
+        sentence for job in jobs for sentence in read_asks(_asks_file(options, job), job.key) or ()
+    )
+
+
+def _credentialed(options: BuildOptions) -> str | None:
+    return options.source if get_source(options.source).credentialed else None
+
+
 # -- the shards
 
 
-def _run(jobs: list[Job], options: BuildOptions) -> Iterator[Job]:
-    """Yield each job when its shard is on the disk."""
+def _run(
+    jobs: list[Job],
+    options: BuildOptions,
+    work: Callable[[Worker, Job], None],
+    here: Callable[[], Worker],
+) -> Iterator[Job]:
+    """Yield each job when its work is on the disk."""
     if options.workers <= 1 or len(jobs) <= 1:
-        worker = Worker(options)
         for job in jobs:
-            worker.build_shard(job)
+            work(here(), job)
             yield job
         return
     others = active_children()
@@ -292,7 +374,7 @@ def _run(jobs: list[Job], options: BuildOptions) -> Iterator[Job]:
         while True:
             # As many as there are workers: neither tasks nor results pile up.
             for job in islice(waiting, options.workers - len(running)):
-                running[pool.submit(_build_in_worker, job)] = job
+                running[pool.submit(_in_worker, work, job)] = job
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -321,6 +403,27 @@ class Worker:
         self.source = get_source(options.source)
         self.sections = _sections(options)
         self.decomposer = Decomposer(options.release.banks)
+        self.drafter = options.drafting and Drafter(options.drafting, self.decomposer)
+
+    def gather(self, job: Job) -> None:
+        """Write which sentences of a job's studies a model is to be asked."""
+        assert self.drafter
+        release = replace(self.options.release, check_images=False)  # once is enough
+        asked: dict[str, None] = {}
+        for task in job.tasks:
+            with suppress(Exception):  # what is wrong with it, `build_study` will say
+                if report := self.source.load(task, release).report:
+                    asked.update(dict.fromkeys(self.drafter.to_ask(self._chosen(report))))
+        content = json.dumps({"key": job.key, "sentences": list(asked)}).encode()
+        parts = self.options.out / UNFINISHED
+        write_whole(_asks_file(self.options, job), content, scratch=parts)
+
+    def _chosen(self, report: Report) -> list[Section]:
+        return [
+            section
+            for section in report.sections
+            if section.name in self.sections and section.text.strip()
+        ]
 
     def build_shard(self, job: Job) -> None:
         """Write a job's shard, then the record that says so."""
@@ -337,6 +440,9 @@ class Worker:
                 counts["rejected"] += 1
                 counts["lines_of_rejected"] += len(rejected)
             rejects += (record.to_row() for record in rejected)
+        if self.drafter:
+            counts.update({f"llm/{name}": n for name, n in self.drafter.counts.items()})
+            self.drafter.counts.clear()
         parts = self.options.out / UNFINISHED
         try:
             sha256 = write_shard(self.options.out / job.shard, rows, scratch=parts)
@@ -355,11 +461,7 @@ class Worker:
             if report is None:
                 assert rejects, "the source gave neither a report nor a reason"
                 return None, rejects
-            chosen = [
-                section
-                for section in report.sections
-                if section.name in self.sections and section.text.strip()
-            ]
+            chosen = self._chosen(report)
             if not chosen:
                 found = ", ".join(section.name for section in report.sections) or "no section"
                 detail = f"looked for {', '.join(self.sections)}; found {found}"
@@ -371,7 +473,11 @@ class Worker:
             if self.options.scaling:
                 report, unreadable = self._reduce_images(report, self.options.scaling)
                 rejects += unreadable
-            decomposition = self.decomposer.decompose(chosen)
+            if self.drafter:
+                decomposition, fallen = self.drafter.decompose(chosen)
+                rejects += tuple(self._reject(task, *why) for why in fallen)
+            else:
+                decomposition = self.decomposer.decompose(chosen)
             if report.grounded:
                 decomposition = attach_boxes(decomposition, report, self.decomposer)
             row = study_row(
@@ -465,8 +571,8 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _build_in_worker(job: Job) -> None:
-    _worker.build_shard(job)
+def _in_worker(work: Callable[[Worker, Job], None], job: Job) -> None:
+    work(_worker, job)
 
 
 def _last_line(error: Exception) -> str:
@@ -501,7 +607,13 @@ def _overlap(chain: Row, phrase: Row) -> bool:
     return same and chain["start"] < phrase["end"] and phrase["start"] < chain["end"]
 
 
-def _finish(options: BuildOptions, plan: Plan, jobs: tuple[Job, ...], identity: Row) -> Manifest:
+def _finish(
+    options: BuildOptions,
+    plan: Plan,
+    jobs: tuple[Job, ...],
+    identity: Row,
+    here: Callable[[], Worker],
+) -> Manifest:
     """Add the counts up, then write `rejects.jsonl` and, last of all, the manifest."""
     rejects = [rejected.to_row() for rejected in plan.rejects]
     total: Counts = Counter(planned=0)
@@ -540,6 +652,7 @@ def _finish(options: BuildOptions, plan: Plan, jobs: tuple[Job, ...], identity: 
         },
         "shards": shards,
         **tallies(total, rejects),
+        **_llm(options, jobs, total, here),
         "rejects": {
             "lines": len(rejects),
             "before_planning": len(plan.rejects),
@@ -566,6 +679,22 @@ def tallies(total: Mapping[str, int], rejects: Iterable[Row]) -> Row:
         "coverage": _coverage(total),
         "boxes": _boxes(total, rejects),
     }
+
+
+def _llm(
+    options: BuildOptions,
+    jobs: Sequence[Job],
+    total: Mapping[str, int],
+    here: Callable[[], Worker],
+) -> Row:
+    """Return what became of the sentences that a model was asked, and of what it proposed."""
+    if not options.drafting:
+        return {}
+    drafter = here().drafter
+    assert drafter
+    counts = {name.removeprefix("llm/"): n for name, n in total.items() if name.startswith("llm/")}
+    tokens = drafter.tokens(_sentences(options, jobs))
+    return {"llm": options.drafting.account(counts, tokens)}
 
 
 def _coverage(total: Mapping[str, int]) -> Row:

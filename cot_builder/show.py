@@ -18,6 +18,8 @@ from cot_builder.vocabulary import ASSERTIONS, LABELS
 
 if TYPE_CHECKING:
     from cot_builder.checks import Checked
+    from cot_builder.proposals import Verdict
+    from cot_builder.replies import Reply, Request
 
 STYLES: Final = {"positive": "bold red", "negative": "green", "uncertain": "yellow"}
 _UNMAPPED: Final = "magenta"
@@ -84,6 +86,49 @@ def coverage_line(covered: int, bearing: int, sentences: int) -> Text:
         f"Coverage: {share} ({covered:,} of {bearing:,} finding-bearing sentences gave a chain or "
         f"an unmapped finding; {sentences:,} sentences in all)"
     )
+
+
+def llm_line(llm: Mapping[str, Any]) -> Text:
+    """Say what became of the sentences that a model was asked, and of what it proposed."""
+    sentences, mentions, tokens = llm["sentences"], llm["mentions"], llm["tokens"]
+    usd = "" if tokens["usd"] is None else f", {tokens['usd']:,.2f} USD"
+    return Text(
+        "The model: {asked:,} sentences asked = {accepted:,} accepted + {empty:,} empty + "
+        "{rejected:,} rejected + {refused:,} refused + {filtered:,} filtered + {failed:,} failed; "
+        "{repaired:,} repaired, {withheld:,} withheld; ".format(**sentences)
+        + "{proposed:,} mentions proposed = {taken:,} taken + {known:,} known + {rejected:,} "
+        "rejected; ".format(**mentions)
+        + f"{tokens['tokens_in'] + tokens['tokens_out']:,} tokens{usd}"
+    )
+
+
+def draft_view(request: Request, reply: Reply, verdicts: Sequence[Verdict]) -> Group:
+    """Draw one round trip: what a model was asked and answered, and what each check says."""
+    from cot_builder.proposals import CHECKS
+
+    parts: list[RenderableType] = []
+    for message in request.messages:
+        parts.append(Text(f"{message['role']} ({request.prompt})", style="bold"))
+        parts.append(Text(plain(message["content"]), style="dim"))
+    parts.append(Text(f"answer: {reply.status}{', repaired' if reply.repaired else ''}", "bold"))
+    parts.append(Text(plain(reply.raw or reply.detail)))
+    for verdict in verdicts:
+        told = verdict.told
+        parts.append(Text(f"{plain(verdict.row['finding'])!r}", style="bold"))
+        for name in CHECKS:
+            fault = verdict.faults.get(name)
+            line = f"  {name}: {fault or 'passes'}"
+            parts.append(Text(plain(line), style="red" if fault else "green"))
+        parts.append(
+            Text(
+                f"  → {told.disease or 'unmapped'}, {told.basis}, {told.assertion}, "
+                f"{', '.join(told.regions)} [{told.start}:{told.end}]"
+                if told
+                else "  → rejected"
+            )
+        )
+    parts.append(Text(f"{reply.tokens_in:,} tokens in, {reply.tokens_out:,} out", style="dim"))
+    return Group(*parts)
 
 
 def checked_view(checked: Checked, *, first: int) -> Group:

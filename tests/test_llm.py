@@ -220,6 +220,49 @@ def test_the_estimate_comes_before_the_first_call(tmp_path: Path) -> None:
             assert one.estimate(requests).cost == 0
 
 
+def test_a_batch_is_submitted_polled_and_collected(tmp_path: Path) -> None:
+    faults = {"1": "500", "2": "refusal", "3": "not json", "4": "cut"}
+    requests = [Request.of(PROMPT, str(n)) for n in range(6)] * 2
+
+    def fault(text: str, before: int) -> str | None:
+        return None if server.texts[text] else faults.get(text)  # only the first time
+
+    with Double(lambda text, schema: ECHO, fault=fault) as server:
+        with client(server, tmp_path / "c", poll=0.01) as one:
+            assert one.fill(requests, batch=True).statuses == {"ok": 8, "failed": 2, "refused": 2}
+            assert len(server.batches) == 2  # the answers, and a repair turn with a longer answer
+            assert one.replies.batches("") == []
+        with client(server, tmp_path / "c", poll=0.01) as one:  # only what failed is asked again
+            assert one.fill(requests, batch=True).statuses == {"ok": 10, "refused": 2}
+            assert len(server.files[server.batches["batch-2"]["input_file_id"]].splitlines()) == 1
+
+
+def test_a_batch_is_not_submitted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request.of(PROMPT, str(n)) for n in range(6)]
+
+    async def cut_off(*_: object) -> None:
+        raise OSError("cut off")
+
+    with Double(lambda text, schema: ECHO) as server:
+        with client(server, tmp_path / "c") as one, monkeypatch.context() as patch:
+            patch.setattr(Client, "_collect", cut_off)
+            with pytest.raises(OSError, match="cut off"):
+                one.fill(requests, batch=True)
+        with client(server, tmp_path / "c", poll=0.01) as one:
+            assert one.fill(requests, batch=True).statuses == {"ok": 6}
+        assert len(server.batches) == 1
+        assert len(server.charged) == 6
+
+
+def test_no_batch_of_credentialed_text_lies_on_another_host(tmp_path: Path) -> None:
+    vouched = Endpoint(
+        model=Model("m"), base_url="https://8.8.8.8/v1", zero_retention_host="8.8.8.8"
+    )
+    one = Client(vouched, tmp_path / "c", credentialed="mimic")
+    with pytest.raises(UserError, match="which no promise of zero retention covers"):
+        one.fill([], batch=True)
+
+
 # -- what leaves, and where to
 
 

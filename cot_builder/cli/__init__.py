@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from cot_builder import __version__
-from cot_builder.cli import banks, building, checking, evaluating, looking, publishing
+from cot_builder.cli import banks, building, checking, drafting, evaluating, looking, publishing
 from cot_builder.errors import UserError
 
 
@@ -47,6 +47,7 @@ COMMANDS: Final = {
     "browse": looking.browse,
     "stats": looking.stats,
     "explain": looking.explain,
+    "draft": drafting.draft,
     "check": checking.check,
     "doctor": checking.doctor,
     "score-chains": checking.score_chains,

@@ -14,19 +14,34 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.console import Console
 
+from cot_builder.cli.drafting import endpoint
 from cot_builder.cli.options import (
     BOXES,
     INTERRUPTED,
+    LLM,
     BankFolder,
     Factor,
+    LlmBaseUrl,
+    LlmBudget,
+    LlmCache,
+    LlmConcurrency,
+    LlmKeyVariable,
+    LlmMaxTokens,
+    LlmModel,
+    LlmPrice,
+    LlmTemperature,
+    LlmTimeout,
     MaxPixels,
     MinPixels,
+    ZeroRetentionHost,
     cpus,
+    extra,
     pixel_budget,
 )
 from cot_builder.errors import UserError
 
 if TYPE_CHECKING:
+    from cot_builder.llm import Estimate
     from cot_builder.pipeline import Manifest, Progress
 
 MARKS: Final = "For sources of boxes"
@@ -50,6 +65,14 @@ class BoxFormat(StrEnum):
 
     xyxy = "xyxy"
     xywh = "xywh"
+
+
+class DecomposerKind(StrEnum):
+    """Who turns sentences into chains."""
+
+    rules = "rules"
+    hybrid = "hybrid"
+    llm = "llm"
 
 
 def build(
@@ -181,6 +204,35 @@ def build(
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     factor: Factor = None,
+    decomposer: Annotated[
+        DecomposerKind | None,
+        typer.Option(
+            help="rules; hybrid: a model is asked what the rules leave open, the default with "
+            "--llm-model; llm: a model is asked every finding.",
+            show_default=False,
+            rich_help_panel=LLM,
+        ),
+    ] = None,
+    llm_model: LlmModel = None,
+    llm_base_url: LlmBaseUrl = "https://api.openai.com/v1",
+    llm_key_variable: LlmKeyVariable = "OPENAI_API_KEY",
+    zero_retention_host: ZeroRetentionHost = None,
+    llm_budget: LlmBudget = None,
+    llm_price_in: LlmPrice = None,
+    llm_price_out: LlmPrice = None,
+    llm_batch: Annotated[
+        bool,
+        typer.Option(
+            "--llm-batch",
+            help="Hand the requests in as files and wait for the answers (the Batch API).",
+            rich_help_panel=LLM,
+        ),
+    ] = False,
+    llm_cache: LlmCache = None,
+    llm_concurrency: LlmConcurrency = 32,
+    llm_timeout: LlmTimeout = 120.0,
+    llm_temperature: LlmTemperature = 0.0,
+    llm_max_tokens: LlmMaxTokens = 1024,
     id_column: Column = None,
     text_column: Column = None,
     findings_column: Column = None,
@@ -203,9 +255,12 @@ def build(
     - `cot-builder build --source ms_cxr --root /data/physionet --out out/ms_cxr`
     - `cot-builder build --source boxes --root boxes.csv --columns image=file,phrase=text
       --box-columns x,y,w,h --box-format xywh --out out/boxes`
+    - `cot-builder build --source mimic --root /data/physionet --out out/mimic --llm-model qwen3-8b
+      --llm-base-url http://127.0.0.1:8000/v1`
     """
     from cot_builder.boxes import Frame
     from cot_builder.dataset import without_folders
+    from cot_builder.drafting import Drafting
     from cot_builder.images import scaling
     from cot_builder.pipeline import BuildOptions
     from cot_builder.pipeline import build as run_build
@@ -214,6 +269,29 @@ def build(
 
     if invert_images and image_scale is None:
         raise UserError("--invert-images needs --image-scale: originals are never changed")
+    kind = decomposer or (DecomposerKind.hybrid if llm_model else DecomposerKind.rules)
+    if (kind is DecomposerKind.rules) != (llm_model is None):
+        raise UserError("--decomposer llm and hybrid go with --llm-model, and rules without it")
+    drafting = None
+    if llm_model and kind is not DecomposerKind.rules:
+        drafting = Drafting(
+            kind="llm" if kind is DecomposerKind.llm else "hybrid",
+            endpoint=endpoint(
+                llm_model,
+                llm_base_url,
+                key_variable=llm_key_variable,
+                zero_retention_host=zero_retention_host,
+                temperature=llm_temperature,
+                max_tokens=llm_max_tokens,
+                concurrency=llm_concurrency,
+                timeout=llm_timeout,
+                price_in=llm_price_in,
+                price_out=llm_price_out,
+                budget=llm_budget,
+            ),
+            cache=llm_cache or out.with_name(f"{out.name}.llm.sqlite"),
+            batch=llm_batch,
+        )
     options = BuildOptions(
         source=source,
         release=SourceOptions(
@@ -239,6 +317,7 @@ def build(
         sections=_names(sections) if sections is not None else (),
         frame=Frame(frame, pixel_budget(min_pixels, max_pixels, factor), image_scale or 1.0),
         scaling=scaling(image_scale, invert_images) if image_scale is not None else None,
+        drafting=drafting,
         shard_size=shard_size,
         workers=workers or cpus(),
         resume=resume,
@@ -248,8 +327,8 @@ def build(
     )
     started = time.monotonic()
     try:
-        with _progress_bar() as progress:
-            manifest = run_build(options, progress=progress)
+        with _progress_bar() as progress, extra("scale", "--llm-model"):
+            manifest = run_build(options, progress=progress, estimated=_print_estimate)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command with --resume goes on from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -284,30 +363,45 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("reading the release", total=None, rate="")
+        task = bar.add_task("reading the release", total=None, rate="", note="")
         started: float | None = None
+        stage = ""
 
         def show(progress: Progress) -> None:
-            nonlocal started
+            nonlocal started, stage
             now = time.monotonic()
-            started = started or now
+            if started is None or stage != progress.stage:
+                started, stage = now, progress.stage
             rate = (progress.done - progress.kept) / (now - started) if now > started else 0
             bar.update(
                 task,
-                description="studies",
+                description=progress.stage,
                 completed=progress.done,
                 total=progress.total,
                 rate=f"{rate:,.0f}/s" if rate else "",
+                note=progress.note,
             )
 
         yield show
 
 
+def _print_estimate(estimate: Estimate) -> None:
+    cost = "" if estimate.cost is None else f", {estimate.cost:,.2f} USD"
+    how = "as measured so far" if estimate.measured else "a guess, as long as none is measured"
+    typer.echo(
+        f"sentences to ask: {estimate.requests:,}, of which {estimate.kept:,} are answered; the "
+        f"others take about {estimate.tokens_in:,} tokens in and {estimate.tokens_out:,} out{cost} "
+        f"({how}; repairs not counted)",
+        err=True,
+    )
+
+
 def _print_summary(manifest: Manifest, out: Path, seconds: float) -> None:
-    from cot_builder.show import build_summary
+    from cot_builder.show import build_summary, llm_line
 
     console = Console()
     console.print(build_summary(manifest))
@@ -320,6 +414,8 @@ def _print_summary(manifest: Manifest, out: Path, seconds: float) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if llm := manifest.get("llm"):
+        console.print(llm_line(llm), highlight=False, soft_wrap=True)
     if defects := rejects["by_reason"].get("internal_error", 0):
         typer.echo(
             f"cot-builder: {defects} studies met a defect of the tool itself (internal_error in "

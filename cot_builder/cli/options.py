@@ -40,6 +40,79 @@ Factor = Annotated[
         help="The processor makes sides multiples of this: 28 unless given; Qwen3-VL has 32.",
     ),
 ]  # fmt: skip
+LLM: Final = "A language model drafts (needs the scale extra)"
+LlmModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", rich_help_panel=LLM, show_default=False,
+        help="The model to ask, by its name on the server.",
+    ),
+]  # fmt: skip
+LlmBaseUrl = Annotated[
+    str,
+    typer.Option(
+        metavar="URL", rich_help_panel=LLM,
+        help="Any OpenAI-compatible server, as http://127.0.0.1:8000/v1 (vLLM, llama.cpp, Ollama, "
+        "Azure, OpenAI). Text of MIMIC-CXR and its like goes to your own network only.",
+    ),
+]  # fmt: skip
+LlmKeyVariable = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", rich_help_panel=LLM,
+        help="The environment variable of the API key; a server of your own may need none.",
+    ),
+]  # fmt: skip
+ZeroRetentionHost = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", rich_help_panel=LLM, show_default=False,
+        help="Type the server's host to vouch that it keeps nothing, trains on nothing and lets "
+        "nobody read along; written to the manifest.",
+    ),
+]  # fmt: skip
+LlmTemperature = Annotated[
+    float, typer.Option(metavar="X", min=0, rich_help_panel=LLM, help="Of the model.")
+]
+LlmMaxTokens = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=LLM,
+        help="The longest answer; one that is cut off is asked for once more with twice of it.",
+    ),
+]  # fmt: skip
+LlmConcurrency = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=LLM,
+        help="Most requests at a time; fewer when the server pushes back.",
+    ),
+]  # fmt: skip
+LlmTimeout = Annotated[
+    float, typer.Option(metavar="S", min=0.1, rich_help_panel=LLM, help="Seconds to an answer.")
+]
+LlmPrice = Annotated[
+    float | None,
+    typer.Option(
+        metavar="USD", min=0, rich_help_panel=LLM, show_default=False,
+        help="Price of a million tokens, as your provider has it.",
+    ),
+]  # fmt: skip
+LlmBudget = Annotated[
+    float | None,
+    typer.Option(
+        metavar="USD", min=0, rich_help_panel=LLM, show_default=False,
+        help="Never spend more, --resume included; needs both prices.",
+    ),
+]  # fmt: skip
+LlmCache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", rich_help_panel=LLM, show_default=False,
+        help="Where answers are kept, so that none is paid for twice. It holds text derived from "
+        "the reports.",
+    ),
+]  # fmt: skip
 BankFolder = Annotated[
     Path | None,
     typer.Option(
