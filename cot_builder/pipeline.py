@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -117,6 +117,19 @@ class Progress(NamedTuple):
     note: str = ""
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Stop the garbage collector: studies leave no circles, and it would look for them in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collector()
 def build(
     options: BuildOptions,
     *,
@@ -558,7 +571,6 @@ def _start_worker(options: BuildOptions) -> None:
     # Ctrl-C reaches every process of the terminal: the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    # A study leaves no garbage in circles, and the collector looks through a shard's rows in vain.
     gc.disable()
     global _worker
     _worker = Worker(options)

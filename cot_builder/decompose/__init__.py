@@ -109,8 +109,10 @@ def assemble(read: Iterable[tuple[Sentence, SentenceResult | None]]) -> Decompos
 def decompose_sentence(text: str, lexicon: Lexicon) -> SentenceResult:
     """Decompose one sentence with compiled banks."""
     p = parse(fold(text), lexicon)
-    told = tuple(one for mention in p.mentions for one in _tell(mention, text, p))
-    return SentenceResult(told, bool(told) or not any(term.silent for term in p.terms))
+    told: list[Told] = []
+    for mention in p.mentions:
+        told += _tell(mention, text, p)
+    return SentenceResult(tuple(told), bool(told) or not any(term.silent for term in p.terms))
 
 
 def rule_id(mention: Mention, p: Parse) -> str:
@@ -124,17 +126,19 @@ def rule_id(mention: Mention, p: Parse) -> str:
     return f"{mention.observation.rule}{f'~{spelt}' if spelt else ''}{cue}@{p.lexicon.version}"
 
 
-def _tell(mention: Mention, text: str, p: Parse) -> Iterator[Told]:
+def _tell(mention: Mention, text: str, p: Parse) -> list[Told]:
     observation = mention.observation
     start, end = mention.start, mention.end
     phrase = p.terms[mention.left : mention.first + 1]
     severity = next((term.severity for term in phrase if term.severity), None)
-    for disease in observation.diseases or (None,):
-        yield Told(
+    return [
+        Told(
             text[start:end], start, end, disease, "stated" if observation.stated else "implied",
             mention.assertion, in_bank_order(mention.regions), observation.concepts, severity,
             mention.temporal, rule_id(mention, p),
-        )  # fmt: skip
+        )
+        for disease in observation.diseases or (None,)
+    ]  # fmt: skip
 
 
 def _chain(told: Told, disease: str, sentence: Sentence) -> Chain:

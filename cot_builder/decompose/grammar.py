@@ -24,7 +24,8 @@ def parse(folded: str, lexicon: Lexicon, *, units: Units | None = None) -> Parse
     if p.roles & Role.STRUCTURE:
         read_structures(p)
     if observed := _observed(p):
-        p.mentions = sorted([*p.mentions, *observed], key=lambda mention: mention.first)
+        said = p.mentions
+        p.mentions = sorted(said + observed, key=lambda m: m.first) if said else observed
         read_cues(p)
     read_places(p)
     # "This pneumothorax measures 3 cm" speaks of one that was told before.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate, chain, pairwise
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -483,9 +483,14 @@ def _speller(terms: Mapping[str, Term]) -> Callable[[str], str]:
         if term.observation is not None and len(phrase) >= _SHORTEST_SPELT and phrase.isalpha()
     )
 
+    @cache
+    def as_long_as(length: int) -> list[str]:
+        return [head for head in heads if abs(len(head) - length) < 0.16 * max(len(head), length)]
+
     @lru_cache(maxsize=100_000)
     def spelling(word: str) -> str:
-        found = process.extractOne(word, heads, scorer=OSA.normalized_similarity, score_cutoff=0.85)
+        near = as_long_as(len(word))
+        found = process.extractOne(word, near, scorer=OSA.normalized_similarity, score_cutoff=0.85)
         return found[0] if found and found[0][0] == word[0] else ""
 
     return spelling

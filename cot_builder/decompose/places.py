@@ -16,7 +16,8 @@ BOTH_LUNGS: Final = frozenset({"left lung", "right lung"})
 def read_places(p: Parse) -> None:
     """Collect the places of every mention, share them, and resolve them to regions."""
     free = [mention for mention in p.mentions if not mention.said]
-    _read_own_places(p, free)
+    if free:
+        _read_own_places(p, free)
     if p.roles & Role.PLACE or any(mention.places for mention in p.mentions):
         _share_in_lists(p, free)
         _share_in_sentence(p, free)
