@@ -24,27 +24,27 @@ def write_plots(statistics: DatasetStatistics, folder: Path) -> tuple[Path, ...]
 
 
 def plot_flow(axes: Axes, statistics: DatasetStatistics) -> None:
-    """What became of the reports: sentences, those with a finding, chains, their parts."""
+    """What became of the reports, and the parts of a chain."""
     chains, unmapped = statistics.chains.total(), statistics.unmapped.total()
     steps = (
-        ("reports", f"{statistics.total:,}"),
-        ("sentences", f"{statistics.sentences:,}"),
-        ("with a finding", f"{statistics.bearing:,}"),
-        ("chains", f"{chains:,}\nand {unmapped:,} unmapped"),
+        f"{statistics.total:,}\nreports",
+        f"{statistics.sentences:,}\nsentences",
+        f"{statistics.bearing:,}\nbear a finding",
+        f"{chains:,} chains\n{unmapped:,} unmapped",
     )
-    for place, (name, count) in enumerate(steps):
-        axes.text(place, 1, f"{name}\n{count}", bbox=_BOX, **_CENTRED)
-        if place:
-            axes.annotate("", (place - 0.32, 1), (place - 0.68, 1), arrowprops=_ARROW)
-    parts = ("finding\n(its words)", "disease\n(14 labels)", "assertion", "anatomy\n(12 regions)")
-    for place, part in enumerate(parts):
-        axes.text(place, 0, part, bbox={**_BOX, "facecolor": "#FFF4D6"}, **_CENTRED)
-        if place:
-            axes.annotate("", (place - 0.32, 0), (place - 0.68, 0), arrowprops=_ARROW)
-    axes.annotate("", (1.5, 0.3), (2.75, 0.72), arrowprops={**_ARROW, "linestyle": "--"})
-    axes.text(2.45, 0.47, "a chain", color="#666666", fontsize=9)
-    axes.set_title("From reports to chains")
-    axes.set_xlim(-0.5, 3.6)
+    parts = ("finding\nthe report's words", "concepts\nthat lead to it", "disease\none of 14",
+             "anatomy\nsome of 12 regions")  # fmt: skip
+    for height, row, colour in ((1.0, steps, "#E3F0F8"), (0.0, parts, "#FFF4D6")):
+        for place, text in enumerate(row):
+            box = {"boxstyle": "square,pad=0.5", "facecolor": colour, "edgecolor": "#666666"}
+            axes.text(place, height, text, bbox=box, ha="center", va="center", fontsize=10.5)
+            if place:
+                ends = (place - 0.36, height), (place - 0.64, height)
+                axes.annotate("", *ends, arrowprops=_ARROW)
+    axes.annotate("", (0.35, 0.3), (2.65, 0.7), arrowprops={**_ARROW, "linestyle": "--"})
+    axes.text(1.5, 0.5, " each chain ", ha="center", va="center", backgroundcolor="white")
+    axes.set_title("From reports to chains: finding → concepts → disease → anatomy")
+    axes.set_xlim(-0.5, 3.5)
     axes.set_ylim(-0.4, 1.4)
     axes.axis("off")
 
@@ -135,16 +135,15 @@ PLOTS: Final[Mapping[str, Callable[[Axes, DatasetStatistics], None]]] = {
     "coverage": plot_coverage,
     "length": plot_length,
 }
-_BOX: Final = {"boxstyle": "round,pad=0.6", "facecolor": "#E3F0F8", "edgecolor": "#0072B2"}
-_ARROW: Final = {"arrowstyle": "->", "color": "#444444"}
-_CENTRED: Final[Mapping[str, Any]] = {"ha": "center", "va": "center", "fontsize": 11}
+_HEIGHTS: Final[Mapping[Any, float]] = {plot_flow: 3.4, plot_cooccurrence: 8}
+_ARROW: Final[dict[str, Any]] = {"arrowstyle": "->", "color": "#444444"}
 _BARS: Final[Mapping[str, Any]] = {"color": "#0072B2", "edgecolor": "white"}
 
 
 def _write(
     plot: Callable[[Axes, DatasetStatistics], None], statistics: DatasetStatistics, path: Path
 ) -> Path:
-    figure = Figure(figsize=(9, 8) if plot is plot_cooccurrence else (9, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, _HEIGHTS.get(plot, 5.5)), layout="constrained")
     axes = figure.add_subplot()
     plot(axes, statistics)
     axes.title.set_fontweight("bold")

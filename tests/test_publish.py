@@ -27,7 +27,10 @@ from huggingface_hub.utils import _http  # noqa: E402
 
 from cot_builder.publish import configs, redistribution  # noqa: E402
 from cot_builder.publish.version import content_of, read_version  # noqa: E402
+from cot_builder.sources import SOURCES  # noqa: E402
+from cot_builder.sources.contract import UNKNOWN  # noqa: E402
 from knowledge_banks import load_banks  # noqa: E402
+from knowledge_banks.loader import FOLDER, read_bank  # noqa: E402
 
 REPO = "ann/chains"
 
@@ -472,6 +475,13 @@ def test_the_card_says_it_all(demo: Path, tmp_path: Path) -> None:
         assert f"## {heading}" in card
     loaded = load_dataset(str(to), "chains", split="train", cache_dir=str(tmp_path / "cache"))
     assert len(loaded) == manifest["configs"]["chains"]["rows"]["train"]
+
+
+def test_the_hub_has_a_name_for_every_licence() -> None:
+    words = read_bank(FOLDER / "card" / "card.toml")["licences"]
+    known = {source.licence for source in SOURCES.values() if source.redistribution is not UNKNOWN}
+    assert known == set(words)
+    assert all(re.fullmatch(r"[a-z0-9.-]+", of.get("license_name", "x")) for of in words.values())
 
 
 def test_review_and_drafts_stand_on_the_card(demo: Path, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from huggingface_hub import DatasetCardData
 from cot_builder.checks import KINDS, SPLIT_PAIRS, Entry, find_leaks, overlaps
 from cot_builder.publish.configs import CHAINS, File, decoded, features_of, stored_rows
 from cot_builder.publish.croissant import croissant
+from cot_builder.publish.redistribution import may_redistribute
 from cot_builder.records import Row
+from cot_builder.show import coverage_line
 from cot_builder.vocabulary import ASSERTIONS, LABELS
 from knowledge_banks.loader import FOLDER, read_bank
 
@@ -88,8 +90,7 @@ def _metadata(
     head = DatasetCardData(
         pretty_name=title,
         language=["en"],
-        **{"license": "other", "license_name": source["licence"]}
-        | words["licences"].get(source["licence"], {}),
+        **words["licences"].get(source["licence"], {"license": "unknown"}),
         annotations_creators=[words[f"annotations_creators{reviewed}"]],
         language_creators=["expert-generated"],
         multilinguality=["monolingual"],
@@ -202,6 +203,8 @@ def _limitations(version: Mapping[str, Any], words: Row) -> Iterator[str]:
     yield from said["all"]
     if dataset["images"]:
         yield said["reduced"]
+    if dataset.get("llm"):
+        yield said["drafted"]
     if not dataset.get("review"):
         yield said["unreviewed"]
     if version["text_free"]:
@@ -212,7 +215,7 @@ def _one_row(folder: Path, facts: Facts) -> str:
     file = facts.files[CHAINS][0]
     features = dict(features_of(folder / file.path))
     rows = (decoded(features, row) for row in islice(stored_rows(folder / file.path), 50))
-    row = max(rows, key=lambda row: min(len(row["chains"]), _CHAINS_SHOWN))
+    row = max(rows, key=lambda row: (bool(row["images"]), min(len(row["chains"]), _CHAINS_SHOWN)))
     shown = {
         **{name: row[name] for name in ("study_id", "split")},
         "sections": [_shortened(section) for section in row["sections"]],
@@ -223,8 +226,17 @@ def _one_row(folder: Path, facts: Facts) -> str:
         ],
         "labels": {name: value for name, value in row["labels"].items() if value is not None},
     }
-    text = json.dumps(shown, indent=1, ensure_ascii=False)
-    return f"A row of `chains`, abridged:\n\n```json\n{text}\n```"
+    lines = (f'"{name}": {_in_lines(value)}' for name, value in shown.items())
+    text = ",\n".join(lines)
+    return f"A row of `chains`, abridged:\n\n```json\n{{\n{text}\n}}\n```"
+
+
+def _in_lines(value: Any) -> str:
+    """Write a value as JSON, a line for each item of a list."""
+    if not isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    items = ",\n".join(f"  {json.dumps(item, ensure_ascii=False)}" for item in value)
+    return f"[\n{items}\n]"
 
 
 def _shortened(section: Row) -> Row:
@@ -249,12 +261,13 @@ def _statistics(dataset: Mapping[str, Any]) -> str:
         ),
     )
     unmapped = sum(dataset["unmapped"].values())
-    said = ", ".join(f"{name} {_number(value)}" for name, value in coverage.items())
-    return f"{splits}\n\n{chains}\n\nUnmapped findings: {unmapped:,}. Coverage: {said}."
+    covered = coverage_line(*(coverage[name] for name in ("covered", "bearing", "sentences")))
+    return f"{splits}\n\n{chains}\n\n{covered.plain}. Unmapped findings: {unmapped:,}."
 
 
 def _provenance(dataset: Mapping[str, Any]) -> str:
     source, frame = dataset["source"], dataset["frame"]
+    reasons = dataset["rejects"]["by_reason"]
     lines = [
         f"Source: `{source['name']}`, {source['release'] or 'release not named'}.",
         *(f"{note[0].upper()}{note[1:]}." for note in source["notes"]),
@@ -264,12 +277,9 @@ def _provenance(dataset: Mapping[str, Any]) -> str:
         "Boxes are xyxy in pixels of the original images. A model writes them in the frame "
         f"`{frame['name']}` (image sides a multiple of {frame['factor']}, {frame['min_pixels']:,} "
         f"to {frame['max_pixels']:,} pixels).",
-        "Inputs set aside: "
-        + (
-            ", ".join(f"{name} {n:,}" for name, n in dataset["rejects"]["by_reason"].items())
-            or "none"
-        )
-        + "; each with its reason in `rejects.jsonl`.",
+        "Set aside, each with its reason in `rejects.jsonl`: "
+        + (", ".join(f"{name} {n:,}" for name, n in reasons.items()) or "nothing")
+        + ".",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -302,8 +312,10 @@ def _nested(title: str, table: Mapping[str, Any] | None) -> str:
 
 def _licence(source: Mapping[str, Any], words: Row) -> str:
     link = words["licences"].get(source["licence"], {}).get("license_link", "")
-    return f"The data are under the licence of their source: {source['licence']}" + (
-        f" ({link})." if link else "."
+    why = may_redistribute(source).why
+    return (
+        f"The data are under the licence of their source: {source['licence']}"
+        f"{f' ({link})' if link else ''}.{f' {why[0].upper()}{why[1:]}.' if why else ''}"
     )
 
 

@@ -96,9 +96,11 @@ def _fields(config: str, columns: Mapping[str, Any], path: str) -> Iterator[Row]
     for name, feature in columns.items():
         own = f"{path}/{name}"
         column, *inner = own.split("/")[1:]
+        inner += ["bytes"] if isinstance(feature, Image) else []
         row: Row = {
             "@type": "cr:Field",
-            "@id": own,
+            # mlcroissant takes no blanks in an id.
+            "@id": own.replace(" ", "_"),
             "name": own,
             "source": {
                 "fileSet": {"@id": f"parquet-{config}"},

@@ -66,14 +66,14 @@ _RULE: Final = re.compile(r"[\w.:/-]*(?:~[\w-]+)?(?:\+[\w-]+)?(?:@[\w.+:/-]*)?")
 _NAMED: Final = 10
 
 
-def may_redistribute(manifest: Mapping[str, Any]) -> Redistribution:
-    """Return what a dataset's source declares; one that cot-builder does not know gives nothing.
+def may_redistribute(named: Mapping[str, Any]) -> Redistribution:
+    """Return what the source that a manifest names declares; one that is not known gives nothing.
 
     A manifest that calls its source credentialed is believed, whatever the source says.
     """
-    source = SOURCES.get(manifest["source"]["name"])
+    source = SOURCES.get(named["name"])
     declared = source.redistribution if source else UNKNOWN
-    if manifest["source"]["credentialed"] and (declared.text or declared.images):
+    if named["credentialed"] and (declared.text or declared.images):
         return UNKNOWN
     return declared
 

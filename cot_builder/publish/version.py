@@ -93,7 +93,7 @@ class Terms(NamedTuple):
 def terms(options: VersionOptions) -> Terms:
     """Return how a dataset goes out: text-free unless its source, or its owner, lets it go."""
     manifest = read_manifest(options.dataset)
-    declared, agreed = may_redistribute(manifest), options.may_redistribute
+    declared, agreed = may_redistribute(manifest["source"]), options.may_redistribute
     text = declared.text or agreed
     pixels = text and (declared.images or agreed) and options.images != "paths"
     if options.images == "embed" and not pixels:
