@@ -39,7 +39,7 @@ format: $(VENV)/dev.installed ## let ruff mend and format what it can
 	$(BIN)/ruff format
 
 .PHONY: bench
-bench: bench-decompose bench-build bench-images ## all benchmarks; results in benchmarks/results
+bench: bench-decompose bench-build bench-browse bench-images ## all benchmarks; results in benchmarks/results
 
 .PHONY: bench-decompose
 bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## decomposer beside medspaCy
@@ -48,6 +48,10 @@ bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## deco
 .PHONY: bench-build
 bench-build: $(VENV)/dev.installed ## a whole build of STUDIES=227835 generated studies
 	$(BIN)/python benchmarks/bench_build.py --studies $(STUDIES)
+
+.PHONY: bench-browse
+bench-browse: $(VENV)/dev.installed ## searches and pages of `cot-builder browse` on what bench-build left
+	$(BIN)/python benchmarks/bench_browse.py
 
 .PHONY: bench-images
 bench-images: $(VENV)/dev.installed ## quarter-size images beside plain Pillow

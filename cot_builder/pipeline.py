@@ -58,7 +58,7 @@ from cot_builder.vocabulary import ASSERTIONS, LABELS
 UNFINISHED: Final = ".unfinished"
 ASKS: Final = ".asks"  # the sentences of a shard that a model is asked
 RUN: Final = "run"  # who pays: a build's budget holds over all its restarts
-_SHARD: Final = re.compile(r"\w+-\d{5}-of-\d{5}\.parquet")
+SHARD: Final = re.compile(r"\w+-\d{5}-of-\d{5}\.parquet")
 _SPLIT_ORDER: Final = ("train", "validation", "test", None)
 
 Counts = Counter[str]
@@ -98,6 +98,15 @@ class Job(NamedTuple):
     key: str
 
 
+class Outline(NamedTuple):
+    """What a dataset is made of, before its shards: all that `finish` needs beside them."""
+
+    identity: Row
+    planned: int
+    rejects: list[Row]
+    jobs: tuple[Job, ...]
+
+
 class Part(NamedTuple):
     """One finished shard: its hash, its counts, and what was rejected on the way."""
 
@@ -129,7 +138,6 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-@_without_collector()
 def build(
     options: BuildOptions,
     *,
@@ -142,6 +150,17 @@ def build(
     the order, or earlier runs that were cut off. A folder that holds anything is refused unless
     `resume` or `overwrite` is set. `estimated` is told what asking a model will take, before.
     """
+    outline = make_outline(options)
+    if finished := _finished_before(options, outline.identity):
+        return finished
+    here = cache(partial(Worker, options))
+    build_shards(options, outline.jobs, here, progress, estimated)
+    drafted = partial(_llm, options, outline.jobs, here)
+    return finish(options.out, outline, command=options.command, drafted=drafted)
+
+
+def make_outline(options: BuildOptions) -> Outline:
+    """Plan a build: light, since a source's plan reads lists and tables only."""
     source = get_source(options.source)
     if options.drafting:
         refuse_sending(options.drafting.endpoint, _credentialed(options))
@@ -150,24 +169,32 @@ def build(
     plan = source.plan(options.release)
     refuse_leaks(options.source, plan.tasks)
     identity = _identity(options, plan)
-    jobs = tuple(_jobs(options, plan, identity))
-    if finished := _finished_before(options, identity):
-        return finished
-    parts_folder = _open_folder(options, jobs)
-    here = cache(partial(Worker, options))  # of this process, if it needs one
-    kept = {job.shard for job in jobs if _read_part(options.out, job)}
-    done = kept_studies = sum(len(job.tasks) for job in jobs if job.shard in kept)
+    rejects = [rejected.to_row() for rejected in plan.rejects]
+    return Outline(identity, len(plan.tasks), rejects, tuple(_jobs(options, plan, identity)))
+
+
+@_without_collector()
+def build_shards(
+    options: BuildOptions,
+    jobs: tuple[Job, ...],
+    here: Callable[[], Worker],
+    progress: Callable[[Progress], None],
+    estimated: Callable[[Estimate], None] = lambda _: None,
+) -> None:
+    """Write the shards of these jobs, but for those that are there already.
+
+    `here` makes the worker of this process, should it need one.
+    """
+    _open_folder(options, jobs)
+    total = sum(len(job.tasks) for job in jobs)
+    left = [job for job in jobs if not read_part(options.out, job)]
+    done = kept = total - sum(len(job.tasks) for job in left)
     if options.drafting:
         _draft(options, options.drafting, jobs, here, progress, estimated)
-    progress(Progress(done, len(plan.tasks), kept_studies))
-    for job in _run(
-        [job for job in jobs if job.shard not in kept], options, Worker.build_shard, here
-    ):
+    progress(Progress(done, total, kept))
+    for job in _run(left, options, Worker.build_shard, here):
         done += len(job.tasks)
-        progress(Progress(done, len(plan.tasks), kept_studies))
-    manifest = _finish(options, plan, jobs, identity, here)
-    shutil.rmtree(parts_folder)
-    return manifest
+        progress(Progress(done, total, kept))
 
 
 # -- the plan
@@ -274,7 +301,7 @@ def _finished_before(options: BuildOptions, identity: Row) -> Manifest | None:
     return manifest
 
 
-def _open_folder(options: BuildOptions, jobs: tuple[Job, ...]) -> Path:
+def _open_folder(options: BuildOptions, jobs: tuple[Job, ...]) -> None:
     """Make the folder ready: only shards of these jobs are left in it, and no manifest."""
     parts = options.out / UNFINISHED
     parts.mkdir(parents=True, exist_ok=True)
@@ -283,17 +310,16 @@ def _open_folder(options: BuildOptions, jobs: tuple[Job, ...]) -> Path:
         shutil.rmtree(options.out / IMAGES, ignore_errors=True)
     wanted = {job.shard for job in jobs}
     for path in options.out.iterdir():
-        ours = _SHARD.fullmatch(path.name) or path.name == REJECTS
+        ours = SHARD.fullmatch(path.name) or path.name == REJECTS
         if ours and (path.name not in wanted or not options.resume):
             path.unlink()
     for path in parts.iterdir():
         ours = path.stem in wanted and path.suffix in (".json", ASKS)
         if not (ours or path.name == RUN) or not options.resume:
             path.unlink()
-    return parts
 
 
-def _read_part(out: Path, job: Job) -> Part | None:
+def read_part(out: Path, job: Job) -> Part | None:
     """Return the record of a finished shard, if it is there, whole, and of this very job."""
     try:
         part = Part(**json.loads((out / UNFINISHED / f"{job.shard}.json").read_bytes()))
@@ -619,23 +645,23 @@ def _overlap(chain: Row, phrase: Row) -> bool:
     return same and chain["start"] < phrase["end"] and phrase["start"] < chain["end"]
 
 
-def _finish(
-    options: BuildOptions,
-    plan: Plan,
-    jobs: tuple[Job, ...],
-    identity: Row,
-    here: Callable[[], Worker],
+def finish(
+    out: Path,
+    outline: Outline,
+    *,
+    command: str,
+    drafted: Callable[[Mapping[str, int]], Row] = lambda _: {},
 ) -> Manifest:
     """Add the counts up, then write `rejects.jsonl` and, last of all, the manifest."""
-    rejects = [rejected.to_row() for rejected in plan.rejects]
+    rejects = list(outline.rejects)
     total: Counts = Counter(planned=0)
     by_split: dict[str, Counts] = {}
     shards: list[Row] = []
-    for job in jobs:
-        part = _read_part(options.out, job)
+    for job in outline.jobs:
+        part = read_part(out, job)
         if part is None:
             raise UserError(
-                f"{options.out / job.shard} changed while the build ran; run again with --resume"
+                f"{out / job.shard} changed while the build ran; run again with --resume"
             )
         rejects += part.rejects
         total.update(part.counts)
@@ -648,11 +674,11 @@ def _finish(
                 "sha256": part.sha256,
             }
         )
-    if not total["planned"] == len(plan.tasks) == total["written"] + total["rejected"]:
-        raise AssertionError(f"counts do not add up: {len(plan.tasks)} tasks, {total}")
+    if not total["planned"] == outline.planned == total["written"] + total["rejected"]:
+        raise AssertionError(f"counts do not add up: {outline.planned} tasks, {total}")
     manifest: Manifest = {
-        **identity,
-        "command": options.command,
+        **outline.identity,
+        "command": command,
         "created_by": _versions(),
         "counts": {
             "equation": "planned = written + rejected",
@@ -664,19 +690,20 @@ def _finish(
         },
         "shards": shards,
         **tallies(total, rejects),
-        **_llm(options, jobs, total, here),
+        **drafted(total),
         "rejects": {
             "lines": len(rejects),
-            "before_planning": len(plan.rejects),
+            "before_planning": len(outline.rejects),
             "of_rejected_studies": total["lines_of_rejected"],
             "beside_written_studies": total["lines_beside_written"],
             "by_reason": dict(sorted(Counter(row["reason"] for row in rejects).items())),
         },
     }
-    scratch = options.out / UNFINISHED
-    write_whole(options.out / REJECTS, json_lines(rejects), scratch=scratch)
+    scratch = out / UNFINISHED
+    write_whole(out / REJECTS, json_lines(rejects), scratch=scratch)
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    write_whole(options.out / MANIFEST, text.encode("utf-8", "backslashreplace"), scratch=scratch)
+    write_whole(out / MANIFEST, text.encode("utf-8", "backslashreplace"), scratch=scratch)
+    shutil.rmtree(scratch)
     return manifest
 
 
@@ -696,8 +723,8 @@ def tallies(total: Mapping[str, int], rejects: Iterable[Row]) -> Row:
 def _llm(
     options: BuildOptions,
     jobs: Sequence[Job],
-    total: Mapping[str, int],
     here: Callable[[], Worker],
+    total: Mapping[str, int],
 ) -> Row:
     """Return what became of the sentences that a model was asked, and of what it proposed."""
     if not options.drafting:

@@ -43,6 +43,7 @@ def _main(
 # To add one: a function in a module of this package, and a line here; --help keeps this order.
 COMMANDS: Final = {
     "build": building.build,
+    "merge": building.merge,
     "show": looking.show,
     "browse": looking.browse,
     "stats": looking.stats,

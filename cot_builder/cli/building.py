@@ -1,4 +1,4 @@
-"""`cot-builder build`."""
+"""`cot-builder build` and `merge`."""
 
 from __future__ import annotations
 
@@ -120,6 +120,14 @@ def build(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the dataset in --out.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Build part I, from 0, of N into --out; `merge` puts the parts together.",
+            show_default=False,
+        ),
+    ] = None,
     banks: BankFolder = None,
     seed: Annotated[
         int,
@@ -252,6 +260,7 @@ def build(
     - `cot-builder build --source demo --out out/demo`
     - `cot-builder build --source mimic --root /data/physionet --out out/mimic --workers 8`
     - `cot-builder build --source table --root reports.csv --text-column report --out out/mine`
+    - `cot-builder build --source mimic --root /data/physionet --out parts/3 --shard 3/8`
     - `cot-builder build --source ms_cxr --root /data/physionet --out out/ms_cxr`
     - `cot-builder build --source boxes --root boxes.csv --columns image=file,phrase=text
       --box-columns x,y,w,h --box-format xywh --out out/boxes`
@@ -262,6 +271,7 @@ def build(
     from cot_builder.dataset import without_folders
     from cot_builder.drafting import Drafting
     from cot_builder.images import scaling
+    from cot_builder.parts import Portion, build_part
     from cot_builder.pipeline import BuildOptions
     from cot_builder.pipeline import build as run_build
     from cot_builder.sources import SourceOptions
@@ -325,13 +335,51 @@ def build(
         seed=seed,
         command=without_folders(shlex.join(["cot-builder", *sys.argv[1:]])),
     )
+    portion = Portion.parse(shard) if shard else None
     started = time.monotonic()
     try:
         with _progress_bar() as progress, extra("scale", "--llm-model"):
-            manifest = run_build(options, progress=progress, estimated=_print_estimate)
+            if portion:
+                jobs = build_part(options, portion, progress=progress)
+            else:
+                manifest = run_build(options, progress=progress, estimated=_print_estimate)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command with --resume goes on from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    if portion:
+        typer.echo(
+            f"part {shard}: {len(jobs)} shards in {out}; `cot-builder merge` takes all parts"
+        )
+        return
+    _print_summary(manifest, out, time.monotonic() - started)
+
+
+def merge(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The dataset folder to write.", show_default=False)
+    ],
+    parts: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PART...", help="All folders of `build --shard`.", show_default=False
+        ),
+    ],
+) -> None:
+    """Put the parts of a build together: the dataset that a single build would have written.
+
+    The release is not needed again. The parts are left as they are; files are linked, not copied,
+    where the disk allows it.
+
+    For example:
+
+    - `cot-builder merge out/mimic parts/*`
+    """
+    from cot_builder.dataset import without_folders
+    from cot_builder.parts import merge as merge_parts
+
+    started = time.monotonic()
+    command = without_folders(shlex.join(["cot-builder", *sys.argv[1:]]))
+    manifest = merge_parts(out, parts, command=command)
     _print_summary(manifest, out, time.monotonic() - started)
 
 

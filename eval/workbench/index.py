@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -44,8 +45,9 @@ class Query(NamedTuple):
     only: str = ""
 
     def words(self) -> list[str]:
-        """Return the words and quoted phrases of `text`."""
-        return [phrase or word for phrase, word in _WORDS.findall(self.text)]
+        """Return the words and quoted phrases of `text`, the first 16 of them."""
+        found = (match[1] or match[2] for match in islice(_WORDS.finditer(self.text), 16))
+        return [*dict.fromkeys(found)]
 
     def pattern(self) -> re.Pattern[str]:
         """Return what finds any of the words in a text."""
@@ -79,12 +81,15 @@ class Index:
             start += frame.height
         if not start:
             raise UserError(f"{folder} holds no study to look at")
-        self.studies = pl.concat(studies).with_row_index("place")
+        self.studies = pl.concat(studies, rechunk=True).with_row_index("place")
         self.mentions = pl.concat(mentions, rechunk=True)
         self.splits = sorted(set(self.studies["split"].unique()) - {""})
         self.places: dict[str, int] = dict(zip(self.studies["study_id"], range(start), strict=True))
         self._only = {"boxes": self.studies.filter("boxed")["place"]}
         self._differs: dict[str, pl.Series] = {}
+        self._searched = self.studies.select(
+            "place", "study_id", "split", pl.col("text").str.to_lowercase()
+        )
         self.find = lru_cache(maxsize=32)(self._find)
 
     def __len__(self) -> int:
@@ -136,7 +141,6 @@ class Index:
 
         An unknown label, assertion or region is a UserError that lists the known ones.
         """
-        found = self.studies.lazy()
         for name, known in (
             ("label", SUBJECTS), ("assertion", ASSERTIONS), ("region", REGIONS),
             ("split", self.splits), ("differs", [*self._differs]), ("only", [*self._only]),
@@ -144,6 +148,7 @@ class Index:
             value = getattr(query, name)
             if value and value not in known:
                 raise UserError(f"unknown {name} {value!r}; known: {', '.join(known) or 'none'}")
+        found = self._searched
         if query.split:
             found = found.filter(pl.col("split") == query.split)
         for wanted in (self._differs.get(query.differs), self._only.get(query.only)):
@@ -152,19 +157,16 @@ class Index:
         if (of_mention := _of_mention(query)) is not None:
             places = self.mentions.filter(of_mention)["place"].unique()
             found = found.filter(pl.col("place").is_in(places.implode()))
-        for word in query.words():
-            found = found.filter(_holds(word))
-        return found.select("place").collect()["place"]
+        # Long words are rare ones: what they leave is soon looked through for the others.
+        for word in sorted(query.words(), key=len, reverse=True):
+            in_text = pl.col("text").str.contains(word.lower(), literal=True)
+            in_id = pl.col("study_id").str.contains(word, literal=True)
+            found = found.filter(in_text | in_id)
+        return found["place"]
 
     def _places(self, studies: Iterable[str]) -> pl.Series:
         places = {self.places[study] for study in studies if study in self.places}
         return pl.Series(sorted(places), dtype=pl.UInt32)
-
-
-def _holds(words: str) -> pl.Expr:
-    looked_for = pl.escape_regex(words)
-    in_text = pl.col("text").str.contains(f"(?i){looked_for}")
-    return in_text | pl.col("study_id").str.contains(words, literal=True)
 
 
 def _of_mention(query: Query) -> pl.Expr | None:
