@@ -33,6 +33,7 @@ from cot_builder.bank_changes import differences
 from cot_builder.decompose import Decomposer
 from cot_builder.errors import UserError
 from cot_builder.images import BadImageError, derivative, probe, reduced
+from cot_builder.predictions import Prediction, read_predictions
 from cot_builder.records import Row
 from cot_builder.show import plain
 from cot_builder.sources import SourceOptions, image_root
@@ -40,7 +41,6 @@ from cot_builder.sources.reading import stays_inside
 from cot_builder.vocabulary import ASSERTIONS, REGIONS
 from eval.label_agreement import STATES, Disagreement, compare_labels
 from eval.workbench.index import SUBJECTS, Index, Query
-from eval.workbench.predictions import Prediction, Predictions
 from eval.workbench.study import parts, pictures, pieces
 from knowledge_banks import load_banks
 
@@ -102,7 +102,7 @@ def open_workbench(
             disagreements.setdefault(found.study_id, []).append(found)
         pairs = ((d.study_id, d.label) for differing in disagreements.values() for d in differing)
         index.mark_differing(pairs)
-    said: Mapping[str, Prediction] = Predictions(predictions) if predictions else {}
+    said = read_predictions(predictions).by_study if predictions else {}
     if predictions:
         index.mark("predicted", said)
     return Workbench(
@@ -161,7 +161,7 @@ def application(bench: Workbench, key: str) -> Starlette:
             after=found[following] if following < len(found) else None,
             parts=shown, kinds=[mention.kind for part in shown for mention in part.mentions],
             pictures=pictures(row, shown, prediction), prediction=prediction,
-            said=pieces(prediction.report, spans) if prediction else (),
+            said=pieces(prediction.report or "", spans) if prediction else (),
             differing=bench.disagreements.get(row["study_id"], []),
             changes=_changes(bench, row),
         )  # fmt: skip

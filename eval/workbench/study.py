@@ -9,11 +9,11 @@ from typing import Final, NamedTuple
 from cot_builder.boxes import XYXY
 from cot_builder.decompose.explain import Reason, account
 from cot_builder.decompose.lexicon import Lexicon
+from cot_builder.predictions import Prediction
 from cot_builder.records import Row, Section
 from cot_builder.sentences import split_sentences
 from cot_builder.show import plain
 from eval.workbench.index import UNMAPPED
-from eval.workbench.predictions import Prediction
 
 # What an unmapped finding lacks beside a chain.
 _BARE: Final[Row] = {
@@ -154,10 +154,13 @@ def _boxes_without_chain(row: Row) -> Iterator[tuple[str, Drawn]]:
 
 
 def _predicted(prediction: Prediction | None) -> Iterator[tuple[str, Drawn]]:
-    for number, sentence in enumerate(prediction.sentences if prediction else ()):
-        for xyxy in sentence.boxes:
-            drawn = Drawn(xyxy, plain(f"predicted: {sentence.text}"), "predicted", f"p{number}")
-            yield prediction.image_id if prediction else "", drawn
+    """Yield a model's boxes: of the sentences of its report, and of phrases that it looked for."""
+    if prediction is None:
+        return
+    for number, located in enumerate((*prediction.sentences, *prediction.phrases)):
+        for xyxy in located.boxes or ():
+            title = plain(f"predicted: {located.text}")
+            yield prediction.image_id or "", Drawn(xyxy, title, "predicted", f"p{number}")
 
 
 def _drawn(box: Row, title: str, target: str) -> tuple[str, Drawn]:
