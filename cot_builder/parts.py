@@ -93,7 +93,7 @@ def build_part(
     """
     if options.drafting:
         raise UserError(
-            "--shard cuts a build by rules only: the budget and the answers of a model are those of "
+            "--shard cuts a build by rules only; the budget and answers of a model are those of "
             "a whole build: leave out --shard, or --decomposer"
         )
     outline = make_outline(options)
