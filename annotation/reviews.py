@@ -292,7 +292,8 @@ def _chain(task: Task, marks: _Marks, name: str, boxes: tuple[Box, ...]) -> Chai
     if said["disease"] != sent.disease:
         said |= {"concepts": (), "basis": "stated"}
     if said["finding"] != sent.finding:
-        said |= {"severity": None, "temporal": None, "sentence": _sentence(section, start)}
+        said |= {"severity": None, "temporal": None, "concept_ids": None}
+        said["sentence"] = _sentence(section, start)
     if not sent.rule.startswith(RULE):
         said["rule"] = f"{RULE}.edited+{sent.rule}"
     return replace(sent, **said)

@@ -8,6 +8,7 @@ A folder without a manifest is not complete. `studies` holds one row a study:
 | `sections` | list of (name, text), every section; all offsets point into these texts |
 | `images` | list of (path, image_id, view, width, height); the path starts at the release's root |
 | `chains`, `unmapped` | mentions, as in `cot_builder.records`; boxes: xyxy, original pixels |
+| `…concept_ids` | in both: of a build with `--link`, [] where nothing was found; null without it |
 | `grounded` | phrases that a release gives with boxes: (section, start, end, label, boxes) |
 | `labels` | CheXpert's 14, of stated chains: 1, 0, -1 (uncertain), null (not mentioned) |
 | `provenance` | report file, SHA-256 of the section texts, bank version, counts of sentences |
@@ -69,6 +70,7 @@ _CHAIN: Final = pa.struct(
         ("temporal", _TEXT),
         ("boxes", pa.list_(_BOX)),
         ("rule", _TEXT),
+        ("concept_ids", _TEXTS),
     ]
 )
 _UNMAPPED: Final = pa.struct(
@@ -81,6 +83,7 @@ _UNMAPPED: Final = pa.struct(
         ("assertion", _TEXT),
         ("regions", _TEXTS),
         ("rule", _TEXT),
+        ("concept_ids", _TEXTS),
     ]
 )
 _GROUNDED: Final = pa.struct(

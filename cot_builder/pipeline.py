@@ -71,7 +71,8 @@ class BuildOptions:
 
     Without `sections`, the source's own. `frame` is recorded only: the dataset's boxes stay in the
     pixels of the original images. With a `scaling`, reduced copies of the images are written too;
-    with a `drafting`, a model is asked what the rules leave open.
+    with a `drafting`, a model is asked what the rules leave open. `link` is the knowledge base
+    (a file or folder) that findings get their concept ids from.
     """
 
     source: str
@@ -81,6 +82,7 @@ class BuildOptions:
     frame: Frame = field(default_factory=Frame)
     scaling: Scaling | None = None
     drafting: Drafting | None = None
+    link: Path | None = None
     shard_size: int = 4000
     workers: int = 1
     resume: bool = False
@@ -244,10 +246,36 @@ def _identity(options: BuildOptions, plan: Plan) -> Row:
         },
         "frame": options.frame.to_row(),
         "images": options.scaling and options.scaling.described(),
+        "link": options.link and _described_link(options.link),
         "seed": options.seed,
         "plan_sha256": _sha256(*(f"{task.split}/{task.study_id}" for task in plan.tasks)),
     }
     return dict(json.loads(json.dumps(identity)))  # as it will be read back, tuples as lists
+
+
+def _described_link(kb: Path) -> Row:
+    from cot_builder.spacy_component import (
+        LINK_THRESHOLD,
+        LINKS_PER_FINDING,
+        kb_file,
+        link_findings,
+    )
+
+    link_findings((), kb)  # trouble with it is told before any report is read
+    with kb_file(kb).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = {"threshold": LINK_THRESHOLD, "most": LINKS_PER_FINDING}
+    return {"knowledge_base": kb_file(kb).name, "sha256": sha256, **settings}
+
+
+def _link(rows: list[Row], kb: Path) -> None:
+    """Give the mentions of studies the concepts of their findings, the most similar first."""
+    from cot_builder.spacy_component import link_findings
+
+    mentions = [mention for row in rows for mention in (*row["chains"], *row["unmapped"])]
+    links = link_findings(sorted({mention["finding"] for mention in mentions}), kb)
+    for mention in mentions:
+        mention["concept_ids"] = [concept for concept, _ in links[mention["finding"]]]
 
 
 def _sections(options: BuildOptions) -> tuple[str, ...]:
@@ -482,6 +510,8 @@ class Worker:
         if self.drafter:
             counts.update({f"llm/{name}": n for name, n in self.drafter.counts.items()})
             self.drafter.counts.clear()
+        if self.options.link:
+            _link(rows, self.options.link)
         parts = self.options.out / UNFINISHED
         try:
             sha256 = write_shard(self.options.out / job.shard, rows, scratch=parts)

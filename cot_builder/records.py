@@ -95,7 +95,8 @@ class Chain:
     """One mention of one observation: finding → concepts → disease → regions.
 
     `section_text[start:end] == finding` always; `rule` names the bank entry and the cue that made
-    the chain.
+    the chain. `concept_ids` are those of the finding in a knowledge base, the most similar first;
+    None: nobody looked.
     """
 
     section: str
@@ -112,6 +113,7 @@ class Chain:
     temporal: str | None = None
     boxes: tuple[Box, ...] = ()
     rule: str = ""
+    concept_ids: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.disease not in _LABEL_SET:
@@ -139,6 +141,7 @@ class Chain:
             "temporal": self.temporal,
             "boxes": [box.to_row() for box in self.boxes],
             "rule": self.rule,
+            "concept_ids": None if self.concept_ids is None else list(self.concept_ids),
         }
 
     @classmethod
@@ -150,6 +153,7 @@ class Chain:
                 "concepts": tuple(row["concepts"]),
                 "regions": tuple(row["regions"]),
                 "boxes": tuple(map(Box.from_row, row["boxes"])),
+                "concept_ids": _concept_ids(row),
             }
         )
 
@@ -166,6 +170,7 @@ class Unmapped:
     assertion: Assertion
     regions: tuple[str, ...]
     rule: str = ""
+    concept_ids: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_mention(self)
@@ -181,12 +186,14 @@ class Unmapped:
             "assertion": self.assertion,
             "regions": list(self.regions),
             "rule": self.rule,
+            "concept_ids": None if self.concept_ids is None else list(self.concept_ids),
         }
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Unmapped:
         """Read a finding back from a row of the `unmapped` column."""
-        return cls(**{**row, "regions": tuple(row["regions"])})
+        regions = tuple(row["regions"])
+        return cls(**{**row, "regions": regions, "concept_ids": _concept_ids(row)})
 
 
 class Decomposition(NamedTuple):
@@ -234,6 +241,11 @@ def in_bank_order(regions: frozenset[str]) -> tuple[str, ...]:
 def _are_regions(regions: tuple[str, ...]) -> bool:
     places = [_REGION_ORDER.get(region, -1) for region in regions]
     return bool(places) and places == sorted(set(places)) and places[0] >= 0
+
+
+def _concept_ids(row: Mapping[str, Any]) -> tuple[str, ...] | None:
+    ids = row.get("concept_ids")  # datasets of version 0.1.0 may lack the field
+    return None if ids is None else tuple(ids)
 
 
 def _check_mention(mention: Chain | Unmapped) -> None:

@@ -326,7 +326,7 @@ def _pipe_lookup(nlp: Language, name: str) -> Lookup:
 def _file_lookup(
     kb: Path, *, threshold: float = LINK_THRESHOLD, limit: int = LINKS_PER_FINDING
 ) -> Lookup:
-    file = _kb_file(kb)
+    file = kb_file(kb)
     generator = _generator_of(file, file.stat().st_mtime_ns)
 
     def lookup(phrases: list[str]) -> list[list[Link]]:
@@ -339,7 +339,8 @@ def _file_lookup(
     return lookup
 
 
-def _kb_file(kb: Path) -> Path:
+def kb_file(kb: Path) -> Path:
+    """Return the JSONL file of a knowledge base, which may lie alone in a folder; or UserError."""
     if kb.is_file():
         return kb
     files = sorted(kb.glob("*.jsonl"))

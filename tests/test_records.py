@@ -92,6 +92,7 @@ def mentions(draw: st.DrawFn) -> dict[str, Any]:
         "assertion": draw(st.sampled_from(ASSERTIONS)),
         "regions": draw(REGION_SETS),
         "rule": draw(TEXT),
+        "concept_ids": draw(st.none() | st.lists(TEXT, max_size=3).map(tuple)),
     }
 
 

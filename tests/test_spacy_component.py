@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cot_builder.dataset import read_studies
 from cot_builder.decompose import Decomposer
 from cot_builder.errors import UserError
+from cot_builder.pipeline import BuildOptions, build
 from cot_builder.records import Chain, Decomposition, Section, Unmapped
 from cot_builder.sections import compile_headings, split_sections
+from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
 
 spacy = pytest.importorskip("spacy", reason="spaCy is in the extras sci and dev")
@@ -488,3 +493,77 @@ def test_the_banks_are_a_knowledge_base_too(
     links = link_findings(["pleural effusion", "scoliosis"], path)
     assert ids(links["pleural effusion"])[0] == "diseases.effusion"
     assert ids(links["scoliosis"])[0].startswith("unmapped.")
+
+
+# -- build --link
+
+
+def linked(kb: Path | None, out: Path, *, workers: int = 1) -> dict[str, Any]:
+    return build(
+        BuildOptions(
+            source="demo",
+            release=SourceOptions(banks=load_banks()),
+            out=out,
+            link=kb,
+            shard_size=5,
+            workers=workers,
+        )
+    )
+
+
+def test_a_build_writes_the_concept_ids_of_each_finding(
+    scispacy: None, kb: Path, tmp_path: Path
+) -> None:
+    manifest = linked(kb, tmp_path / "one")
+    sha256 = hashlib.sha256(kb.read_bytes()).hexdigest()
+    assert manifest["link"]["knowledge_base"] == kb.name
+    assert manifest["link"]["sha256"] == sha256
+    studies = list(read_studies(tmp_path / "one"))
+    mentions = [m for study in studies for m in (*study["chains"], *study["unmapped"])]
+    told = {m["finding"].lower(): m["concept_ids"] for m in mentions}
+    assert told["pneumothorax"] == ["X01"]
+    assert [] in told.values(), "a finding that the knowledge base does not have"
+    chain = Chain.from_row(next(m for m in studies[0]["chains"] if m["concept_ids"]))
+    assert chain.concept_ids
+    assert Chain.from_row(chain.to_row()) == chain
+    linked(kb, tmp_path / "two", workers=2)
+    for shard in manifest["shards"]:
+        one, two = (tmp_path / name / shard["file"] for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_without_a_link_nobody_looked(tmp_path: Path) -> None:
+    assert linked(None, tmp_path / "out")["link"] is None
+    mentions = [m for study in read_studies(tmp_path / "out") for m in study["chains"]]
+    assert {m["concept_ids"] for m in mentions} == {None}
+
+
+def test_another_knowledge_base_is_another_dataset(
+    scispacy: None, kb: Path, tmp_path: Path
+) -> None:
+    options = BuildOptions(
+        source="demo", release=SourceOptions(banks=load_banks()), out=tmp_path / "out", link=kb
+    )
+    build(options)
+    kb.write_text(json.dumps(CONCEPTS[0]))
+    with pytest.raises(UserError, match="complete dataset of other input, options or banks"):
+        build(replace(options, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "expected a JSONL file of concepts"),
+        ("", "is empty"),
+        ('{"concept_id": "X01"}', r"kb.jsonl:1: expected a concept such as"),
+    ],
+)
+def test_a_knowledge_base_that_cannot_be_read_stops_the_build(
+    content: str | None, message: str, scispacy: None, tmp_path: Path
+) -> None:
+    kb = tmp_path / "kb.jsonl"
+    if content is not None:
+        kb.write_text(content)
+    with pytest.raises(UserError, match=message):
+        linked(kb, tmp_path / "out")
+    assert not list(tmp_path.glob("out/*.parquet"))

@@ -153,6 +153,15 @@ def build(
             show_default=False,
         ),
     ] = None,
+    link: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KB",
+            help="Give each finding its concept ids from a knowledge base on disk: UMLS, RadLex or "
+            "your own as JSONL in scispaCy's form, or its folder. Needs the extra sci.",
+            show_default=False,
+        ),
+    ] = None,
     iu_format: Annotated[
         IuFormat, typer.Option(help="Open-i's XML files or Kaggle's tables.", rich_help_panel=IU)
     ] = IuFormat.auto,
@@ -264,6 +273,7 @@ def build(
     - `cot-builder build --source ms_cxr --root /data/physionet --out out/ms_cxr`
     - `cot-builder build --source boxes --root boxes.csv --columns image=file,phrase=text
       --box-columns x,y,w,h --box-format xywh --out out/boxes`
+    - `cot-builder build --source demo --out out/demo --link radlex.jsonl`
     - `cot-builder build --source mimic --root /data/physionet --out out/mimic --llm-model qwen3-8b
       --llm-base-url http://127.0.0.1:8000/v1`
     """
@@ -328,6 +338,7 @@ def build(
         frame=Frame(frame, pixel_budget(min_pixels, max_pixels, factor), image_scale or 1.0),
         scaling=scaling(image_scale, invert_images) if image_scale is not None else None,
         drafting=drafting,
+        link=link,
         shard_size=shard_size,
         workers=workers or cpus(),
         resume=resume,

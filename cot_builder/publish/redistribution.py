@@ -40,10 +40,10 @@ PUBLIC: Final = (
         ("chains", name)
         for name in (
             "section", "concepts", "disease", "basis", "assertion", "regions", "severity",
-            "temporal", "rule",
+            "temporal", "rule", "concept_ids",
         )
     ),
-    *(("unmapped", name) for name in ("section", "assertion", "regions", "rule")),
+    *(("unmapped", name) for name in ("section", "assertion", "regions", "rule", "concept_ids")),
     *(("grounded", name) for name in ("section", "label")),
     *(
         (column, "boxes", name)
@@ -62,6 +62,7 @@ _OWN_WORDS: Final = frozenset(
 )  # fmt: skip
 _SECTION: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")
 # `diseases.effusion~effusion+no@1.0.0`, `release.ms_cxr@1.0.0`, `llm.model-name@...`
+_CONCEPT_ID: Final = re.compile(r"[\w.:/-]{1,40}")
 _RULE: Final = re.compile(r"[\w.:/-]*(?:~[\w-]+)?(?:\+[\w-]+)?(?:@[\w.+:/-]*)?")
 _NAMED: Final = 10
 
@@ -143,6 +144,8 @@ def _is_closed(path: tuple[str, ...], text: str, words: frozenset[str]) -> bool:
         return text in words
     if path[-1] == "section" or path == ("sections", "name"):
         return bool(_SECTION.fullmatch(text))
+    if path[-1] == "concept_ids":
+        return bool(_CONCEPT_ID.fullmatch(text))
     return path[-1] != "rule" or bool(_RULE.fullmatch(text))
 
 
