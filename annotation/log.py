@@ -1,9 +1,9 @@
 """The review folder of a dataset, whose log only grows.
 
-It holds `tasks.jsonl` (what was sent), `annotations.jsonl` (what readers submitted, as Label Studio
-gave it; lines are only ever added) and `rejects.jsonl` (what the last pull could not use, and why).
-Reviews are read off the first two each time: nothing that a reader did is lost, not even where it
-cannot be used yet.
+It holds `tasks.jsonl` (what was sent), `projects.jsonl` (where to), `annotations.jsonl` (what
+readers submitted, as Label Studio gave it; lines are only ever added) and `rejects.jsonl` (what the
+last pull could not use, and why). Reviews are read off tasks and annotations each time: nothing
+that a reader did is lost, not even where it cannot be used yet.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cot_builder.records import Rejected, Row
 
 TASKS: Final = "tasks.jsonl"
 ANNOTATIONS: Final = "annotations.jsonl"
+PROJECTS: Final = "projects.jsonl"
 REJECTS: Final = "rejects.jsonl"
 SOURCE: Final = "label_studio"
 

@@ -14,8 +14,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from annotation.readers import Decision
-from annotation.reviews import Edit
+from annotation.readers import Decision, latest
+from annotation.reviews import OUTCOMES, Edit, Review
+from annotation.tasks import Task
 from cot_builder.dataset import (
     MANIFEST,
     REJECTS,
@@ -255,3 +256,36 @@ def _line(chain: Chain | None) -> str:
     return (
         f"{chain.finding} · {chain.disease} · {chain.assertion} · {', '.join(chain.regions)}{boxes}"
     )
+
+
+# -- how far it is
+
+
+def progress_tables(
+    tasks: Iterable[Task], reviews: Iterable[Review], decisions: Mapping[str, Decision]
+) -> Group:
+    """Return how many studies were sent, answered by whom, and what that comes to."""
+    answered: dict[str, Counter[str]] = {}
+    for review in latest(reviews):
+        answered.setdefault(review.reader, Counter())[review.outcome] += 1
+    readers = Table("reader", *OUTCOMES, title="Answers")
+    for reader, outcomes in sorted(answered.items()):
+        readers.add_row(reader, *(str(outcomes[name] or "·") for name in OUTCOMES))
+    sent = {task.study_id for task in tasks}
+    settled = sum(decision.settled for decision in decisions.values())
+    outcomes = Counter(decision.outcome for decision in decisions.values())
+    told = ", ".join(f"{n} {name}" for name, n in sorted(outcomes.items()))
+    line = f"{len(sent)} studies pushed, {len(decisions)} answered ({told}), {settled} settled"
+    return Group(readers, Text(line))
+
+
+def review_view(review: Row) -> Table:
+    """Return a manifest's `review` as a table."""
+    table = Table("", "n", title="Review")
+    for name, value in review.items():
+        if isinstance(value, dict):
+            for part, number in value.items():
+                table.add_row(f"{name}: {part}", str(number))
+        else:
+            table.add_row(name, str(value))
+    return table

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote
 
 from cot_builder.boxes import Box, Frame
 from cot_builder.errors import UserError
@@ -96,6 +95,7 @@ class Task:
     proposed: dict[str, Chain]
     planted: str | None = None
     score: float = 1.0
+    note: str = ""
 
     @property
     def shown(self) -> Shown:
@@ -106,7 +106,9 @@ class Task:
     def key(self) -> str:
         """A hash of all that the reader sees; the same study with the same chains has the same."""
         path = self.image.path if self.image else None
-        seen = (self.study_id, self.model_version, self.shown.text, path, result(self))
+        seen = (
+            self.study_id, self.model_version, self.shown.text, path, result(self), self.note
+        )  # fmt: skip
         return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:20]
 
     def request(self, image_url: ImageUrl, **data: str) -> Row:
@@ -117,7 +119,7 @@ class Task:
                 "report": self.shown.text,
                 "study_id": self.study_id,
                 "task": self.key,
-                "proposal": proposal(self.proposed),
+                "proposal": proposal(self.proposed, self.note),
                 **data,
             },
             "predictions": [
@@ -139,6 +141,7 @@ class Task:
             else {name: chain.to_row() for name, chain in self.proposed.items()},
             "planted": self.planted,
             "score": self.score,
+            "note": self.note,
         }  # fmt: skip
 
     @classmethod
@@ -182,7 +185,9 @@ def review_task(
     )  # fmt: skip
 
 
-def adjudication_task(task: Task, found: Mapping[str, Sequence[Chain | None]]) -> Task:
+def adjudication_task(
+    task: Task, found: Mapping[str, Sequence[Chain | None]], *, note: str = ""
+) -> Task:
     """Return the task to decide between readings of a study: the versions of each chain, by id.
 
     What all readers say stands once; otherwise each version stands beside the others.
@@ -194,7 +199,7 @@ def adjudication_task(task: Task, found: Mapping[str, Sequence[Chain | None]]) -
         if chain
     }
     return replace(
-        task, kind="adjudication", proposed=proposed, planted=None, score=0.0,
+        task, kind="adjudication", proposed=proposed, planted=None, score=0.0, note=note,
         model_version=f"{task.model_version} adjudication",
     )  # fmt: skip
 
@@ -264,7 +269,7 @@ def _rectangle(name: str, box: Box, region: str) -> Row:
     }  # fmt: skip
 
 
-def proposal(chains: Mapping[str, Chain]) -> str:
+def proposal(chains: Mapping[str, Chain], note: str = "") -> str:
     """Return the chains as an HTML table to read beside the report: what was found, by what rule.
 
     The rule's bank version is left out.
@@ -277,12 +282,8 @@ def proposal(chains: Mapping[str, Chain]) -> str:
         )) + "</tr>"
         for chain in chains.values()
     )  # fmt: skip
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def local_image_url(folder: str, *, image_path: Callable[[str], str] = str) -> ImageUrl:
-    """Return how Label Studio serves the images of a folder that lies in its document root."""
-    return lambda path: f"/data/local-files/?d={quote(f'{folder}/{image_path(path)}')}"
+    said = f"<p>{html.escape(note)}</p>" if note else ""
+    return f"{said}<table><tr>{head}</tr>{body}</table>"
 
 
 # -- chains that are wrong on purpose

@@ -73,7 +73,7 @@ def compare_labels(dataset: Path, table: Path) -> Comparison:
     disagreements: list[Disagreement] = []
     compared = dataset_only = 0
     for row in read_studies(dataset, columns=["study_id", "labels"]):
-        states = theirs.get(_plain_id(row["study_id"]))
+        states = theirs.get(plain_id(row["study_id"]))
         if states is None:
             dataset_only += 1
             continue
@@ -145,7 +145,7 @@ def read_label_table(path: Path) -> dict[str, dict[str, State]]:
             raise UserError(
                 f"{path}, line {line}: expected {len(header)} cells, found {len(cells)}"
             )
-        study_id = _plain_id(cells[header.index("study_id")].strip())
+        study_id = plain_id(cells[header.index("study_id")].strip())
         if study_id in table:
             raise UserError(f"{path}, line {line}: study {study_id} occurs a second time")
         table[study_id] = {
@@ -251,6 +251,7 @@ def _state(cell: str, where: str) -> State:
     return int(value)
 
 
-def _plain_id(study_id: str) -> str:
+def plain_id(study_id: str) -> str:
+    """Return a study id as label tables are keyed: MIMIC-CXR's without its `s`."""
     # MIMIC-CXR's files say s50414267 where its tables say 50414267.
     return re.sub(r"^s(?=\d+$)", "", study_id)

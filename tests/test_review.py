@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from annotation.batch import Images
 from annotation.interface import interface, keys
 from annotation.log import append, read_lines, read_reviews, read_tasks, record
 from annotation.readers import Decision, decide, readings, versions
@@ -25,7 +26,6 @@ from annotation.tasks import (
     adjudication_task,
     candidate,
     choose,
-    local_image_url,
     result,
     review_task,
     wrong,
@@ -167,7 +167,7 @@ def test_the_interface_has_the_banks_names_and_a_key_for_each() -> None:
 
 
 def test_a_task_holds_the_report_the_boxes_and_nothing_that_was_not_asked_for(task: Task) -> None:
-    request = task.request(local_image_url("files root"))
+    request = task.request(Images(Path("/x/files root"), "").url)
     data = request["data"]
     assert data["image"] == "/data/local-files/?d=files%20root/f/i1.png"
     assert data["report"] == f"FINDINGS\n{FINDINGS}\nIMPRESSION\n{IMPRESSION}\n"

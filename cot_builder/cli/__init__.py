@@ -8,7 +8,16 @@ import typer
 from typer.core import TyperGroup
 
 from cot_builder import __version__
-from cot_builder.cli import banks, building, checking, drafting, evaluating, looking, publishing
+from cot_builder.cli import (
+    banks,
+    building,
+    checking,
+    drafting,
+    evaluating,
+    looking,
+    publishing,
+    review,
+)
 from cot_builder.errors import UserError
 
 
@@ -64,6 +73,18 @@ GROUPS: Final = {
     "banks": (
         "Look at the knowledge banks.",
         {"lint": banks.lint, "show": banks.show, "diff": banks.diff},
+    ),
+    "review": (
+        "Radiologists correct chains in Label Studio.",
+        {
+            "serve": review.serve,
+            "push": review.push,
+            "pull": review.pull,
+            "diff": review.diff,
+            "apply": review.apply,
+            "agree": review.agree,
+            "learn": review.learn,
+        },
     ),
 }
 
