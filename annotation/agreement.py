@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain as chained
 from itertools import combinations
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
 from rich.console import Group
@@ -244,18 +244,20 @@ def summary(reviews: Sequence[Review]) -> Row | None:
         measured = measure(reviews)
     except UserError:
         return None
-    row = measured.kappas.loc[ALL]
+    row: Any = measured.kappas.loc[ALL]
     if not row["units"]:
         return None
-    human = measured.pairs[measured.pairs["other"] != MACHINE]
-    figures = {name: row[name] for name in ("agreement", "cohen", "fleiss", "alpha")}
+    human: Any = measured.pairs[measured.pairs["other"] != MACHINE]
+    figures: dict[str, float] = {
+        name: row[name] for name in ("agreement", "cohen", "fleiss", "alpha")
+    }
     figures |= {name: _weighted(human, name, "studies") for name in ("span_f1", "chain_f1")}
     figures["box_iou"] = _weighted(human, "box_iou", "boxes")
     rounded = {n: None if math.isnan(v) else round(float(v), 4) for n, v in figures.items()}
     return {"units": int(row["units"]), **rounded, "boxes": int(human["boxes"].sum())}
 
 
-def _weighted(table: pd.DataFrame, name: str, by: str) -> float:
+def _weighted(table: Any, name: str, by: str) -> float:
     known = table[table[name].notna()]
     total = known[by].sum()
     return float((known[name] * known[by]).sum() / total) if total else math.nan

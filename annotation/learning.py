@@ -62,8 +62,8 @@ def proposals(found: Iterable[tuple[str, Edit]], banks: Banks, *, least: int = 2
     shown = [(p, sorted(set(of))) for p, of in studies.items()]
     shown = [(pattern, of) for pattern, of in shown if len(of) >= least]
     lines = [
-        "# Edits that readers made alike, most frequent first. Nothing here is in force: take",
-        "# over what is right into your bank folder, and see what changes: `cot-builder banks diff`.",
+        "# Edits that readers made alike, most frequent first. Nothing here is in force: take over",
+        "# what is right into your bank folder, and see what changes: `cot-builder banks diff`.",
         f"banks = {_toml(banks.version)}",
         f"least = {least}",
     ]

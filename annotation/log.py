@@ -141,14 +141,9 @@ def _snapshot(task: Row, annotation: Row, readers: Mapping[int, str]) -> Row:
 
 
 def read_reviews(folder: Path) -> tuple[list[Review], list[Rejected]]:
-    """Read the reviews off the folder: of each annotation, its last state; and what is unreadable.
-
-    UserError where nothing was pushed or pulled yet.
-    """
+    """Read the reviews off the folder, of each annotation its last state, and the rejects."""
     tasks = read_tasks(folder)
     last = {(line["project"], line["id"]): line for line in read_lines(folder / ANNOTATIONS)}
-    if not last:
-        raise UserError(f"no annotations in {folder}: `cot-builder review pull` brings them")
     reviews: list[Review] = []
     rejects: list[Rejected] = []
     for (project, number), line in sorted(last.items(), key=lambda item: str(item[0])):

@@ -161,7 +161,7 @@ def push(
     """  # noqa: E501
     from annotation.batch import Images, adjudication_batch, by_project, review_batch
     from annotation.interface import interface
-    from annotation.log import PROJECTS, TASKS, append, known_lines, read_reviews
+    from annotation.log import PROJECTS, TASKS, append, known_lines
     from knowledge_banks import load_banks
 
     with extra("review", "review push"):
@@ -169,7 +169,7 @@ def push(
 
     folder = _review_folder(dataset, reviews)
     if adjudicate:
-        tasks = adjudication_batch(read_reviews(folder)[0])
+        tasks = adjudication_batch(_read_reviews(dataset, reviews))
     else:
         tasks = review_batch(
             dataset, strategy=strategy, sample=sample, seed=seed, plant=plant,
@@ -403,7 +403,14 @@ def _review_folder(dataset: Path, reviews: Path | None) -> Path:
 def _read_reviews(dataset: Path, reviews: Path | None) -> list[Review]:
     from annotation.log import read_reviews
 
-    return read_reviews(_review_folder(dataset, reviews))[0]
+    folder = _review_folder(dataset, reviews)
+    read, unreadable = read_reviews(folder)
+    if not read:
+        raise UserError(
+            f"no reviews in {folder} ({len(unreadable)} annotations unreadable): "
+            "`cot-builder review pull` brings them"
+        )
+    return read
 
 
 def _connect(url: str | None, server: Path) -> tuple[Studio, Path | None]:
