@@ -53,6 +53,14 @@ bench-build: $(VENV)/dev.installed ## a whole build of STUDIES=227835 generated 
 bench-browse: $(VENV)/dev.installed ## searches and pages of `cot-builder browse` on what bench-build left
 	$(BIN)/python benchmarks/bench_browse.py
 
+.PHONY: bench-review
+bench-review: $(VENV)/dev.installed ## 10,000 tasks to a real Label Studio and back
+	$(BIN)/python benchmarks/bench_review.py
+
+.PHONY: review-shot
+review-shot: $(VENV)/dev.installed ## review a task in headless Chromium (apt install chromium-driver) and picture it
+	REVIEW_SHOT=annotation/review.png $(BIN)/python -m pytest --quiet tests/test_label_studio.py -k browser
+
 .PHONY: bench-images
 bench-images: $(VENV)/dev.installed ## quarter-size images beside plain Pillow
 	$(BIN)/python benchmarks/bench_images.py

@@ -357,8 +357,9 @@ def _edits(task: Task, chains: Mapping[str, Chain]) -> tuple[Edit, ...]:
     edits: dict[str, Edit] = {}
     for name, chain in chains.items():
         # Of several readers' versions of a chain, the first that is left is what became of it.
-        stem = name.partition("-")[0] if name in task.proposed else name
-        stem = name if stem in edits else stem
+        stem = name.partition("-")[0]
+        if name not in task.proposed or stem not in task.base or stem in edits:
+            stem = name
         edits[stem] = Edit(stem, task.base.get(stem), chain)
     gone = (Edit(name, chain, None) for name, chain in task.base.items() if name not in edits)
     return (*edits.values(), *gone)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
+import os
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jwt
@@ -91,9 +95,11 @@ def boxed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cot(*arguments: str | Path, fails: bool = False, **env: str) -> str:
     """Run the command line; return what it says, and see that it ends as expected."""
-    result = CliRunner().invoke(app, ["review", *map(str, arguments)], env=env)
+    result = CliRunner().invoke(
+        app, ["review", *map(str, arguments)], env={"COLUMNS": "500", **env}
+    )
     assert result.exit_code == (1 if fails else 0), result.output
-    return result.output.replace("\n", " ")
+    return result.output
 
 
 class Annotator:
@@ -272,7 +278,7 @@ def test_push_annotate_pull_agree_adjudicate_apply(
             rows = without(rows, name)
         readers[BOB].submit(task, rows + verdict("accept"))
     cot("pull", boxed, *place)
-    assert "4 of " in cot("diff", boxed, "--reviews", log)
+    assert "3 of 125 chains differ" in cot("diff", boxed, "--reviews", log)
     assert 'after = "Consolidation' in cot("learn", boxed, "--reviews", log, "--least", "1")
     after = read_manifest_of(boxed, log, tmp_path / "after")
     assert (after["adjudicated"], after["settled"]) == (5, 14)
@@ -403,11 +409,11 @@ def test_a_server_that_dies_in_the_middle_of_a_push(
             threading.Timer(0.15, server.process.kill).start()
 
     with pytest.raises(UserError, match=r"broke|nothing answers"):
-        studio.push(opened, project, requests, model_version="r", progress=kill)
+        studio.push(opened, project, requests, model_version=task.model_version, progress=kill)
     server.stack.close()
     server.start()
     opened = studio.connect(server.account.url, server.account.token)
-    sent = studio.push(opened, project, requests, model_version="r")
+    sent = studio.push(opened, project, requests, model_version=task.model_version)
     assert 0 < sent.known < 160
     assert sent.new + sent.known == 160
     there = server.lead.get("/api/tasks", params={"project": project, "page_size": 400}).json()
@@ -418,3 +424,123 @@ def test_a_server_that_dies_in_the_middle_of_a_push(
 def test_a_taken_port_is_told(server: Server) -> None:
     with pytest.raises(UserError, match=f"--port {server.port} is taken"), ExitStack() as stack:
         stack.enter_context(serving(server.folder, CORPUS, port=server.port))
+
+
+# -- in a browser
+
+
+class Browser:
+    """Headless Chromium by its WebDriver protocol: what a reader sees, clicks and types."""
+
+    def __init__(self, driver: str, port: int) -> None:
+        self.process = subprocess.Popen([driver, f"--port={port}", "--silent"])
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        self.wait(self._up)
+        arguments = ["--headless=new", "--no-sandbox", "--window-size=1920,1400"]
+        wanted = {"alwaysMatch": {"goog:chromeOptions": {"args": arguments}}}
+        session = self.http.post("/session", json={"capabilities": wanted}).json()["value"]
+        self.path = f"/session/{session['sessionId']}"
+
+    def _up(self) -> bool:
+        try:
+            return bool(self.http.get("/status").json()["value"]["ready"])
+        except httpx.ConnectError:
+            return False
+
+    def wait(self, until: Callable[[], Any], limit: float = 60) -> Any:
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            if value := until():
+                return value
+            time.sleep(0.2)
+        raise AssertionError("the page never came to what was expected")
+
+    def open(self, url: str) -> None:
+        self.http.post(f"{self.path}/url", json={"url": url}).raise_for_status()
+
+    def run(self, script: str) -> Any:
+        answer = self.http.post(f"{self.path}/execute/sync", json={"script": script, "args": []})
+        return answer.json()["value"]
+
+    def keys(self, *keys: str) -> None:
+        down = [{"type": "keyDown", "value": key} for key in keys]
+        up = [{"type": "keyUp", "value": key} for key in reversed(keys)]
+        actions = [{"type": "key", "id": "keyboard", "actions": down + up}]
+        self.http.post(f"{self.path}/actions", json={"actions": actions}).raise_for_status()
+
+    def click(self, x: float, y: float) -> None:
+        move = {"type": "pointerMove", "x": round(x), "y": round(y)}
+        press = [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp")]
+        actions = [{"type": "pointer", "id": "mouse", "actions": [move, *press]}]
+        self.http.post(f"{self.path}/actions", json={"actions": actions}).raise_for_status()
+
+    def shot(self, path: Path) -> None:
+        picture = self.http.get(f"{self.path}/screenshot").json()["value"]
+        path.write_bytes(base64.b64decode(picture))
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    driver = shutil.which("chromedriver")
+    if not driver:
+        pytest.skip("no chromedriver: apt-get install chromium chromium-driver")
+    browser = Browser(driver, free_port())
+    yield browser
+    browser.http.delete(browser.path)
+    browser.process.terminate()
+    browser.process.wait()
+
+
+SHIFT, CONTROL, ENTER, ESCAPE = "\ue008", "\ue009", "\ue007", "\ue00c"
+
+
+def test_a_reader_in_a_browser_changes_a_disease_by_key_and_submits(
+    server: Server, boxed: Path, browser: Browser, tmp_path: Path
+) -> None:
+    place = ("--server", server.folder, "--reviews", tmp_path / "log")
+    (project,) = projects(cot("push", boxed, *place, "--title", "in a browser"))
+    listed = server.lead.get("/api/tasks", params={"project": project, "fields": "all"}).json()
+    task = next(one for one in listed["tasks"] if one["data"]["study_id"] == "demo-004")
+    browser.open(f"{server.account.url}/user/login/")
+    browser.run(
+        f"document.querySelector('[name=email]').value = {server.account.email!r};"
+        f"document.querySelector('[name=password]').value = {server.account.password!r};"
+        "document.querySelector('form').submit()"
+    )
+    browser.wait(lambda: "login" not in browser.run("return location.href"))
+    browser.open(f"{server.account.url}/projects/{project}/data?task={task['id']}")
+    browser.wait(lambda: browser.run("return document.querySelectorAll('.htx-highlight').length"))
+    browser.keys(ESCAPE)
+    picture = "const i = document.querySelector('.cot-image img'); return i && i.naturalWidth"
+    assert browser.wait(lambda: browser.run(picture)) == 512
+    # Every proposed phrase is marked, and every box drawn.
+    rows = task["predictions"][0]["result"]
+    store = "window.Htx.annotationStore.selected"
+    drawn = browser.wait(lambda: browser.run(f"return {store}.regions.map(r => r.cleanId)"))
+    assert set(drawn) == {row["id"] for row in rows if "id" in row}
+    assert "b0" in drawn
+    assert browser.run("return document.querySelectorAll('.cot-image canvas').length") > 0
+
+    mark = "const m = document.querySelector('[class*=htx-highlight-c1]').getBoundingClientRect();"
+    x, y = browser.run(f"{mark} return [m.x + m.width / 2 + 0.5, m.y + m.height / 2]")
+    browser.click(x, y)
+    regions = "const p = document.querySelector('.cot-regions');"
+    browser.wait(lambda: browser.run(f"{regions} return p && p.getBoundingClientRect().height > 0"))
+    browser.keys("6")
+    browser.keys(SHIFT, "y")
+    browser.wait(lambda: browser.run(
+        f"return JSON.stringify({store}.serializeAnnotation()).includes('Consolidation')"
+    ))  # fmt: skip
+    browser.shot(Path(os.environ.get("REVIEW_SHOT") or tmp_path / "review.png"))
+    browser.keys(CONTROL, ENTER)
+    answers = f"/api/tasks/{task['id']}/annotations/"
+    (annotation,) = browser.wait(lambda: server.lead.get(answers).json())
+    assert annotation["lead_time"] > 0
+
+    assert "1 new annotations" in cot("pull", boxed, *place)
+    (review,), rejects = read_reviews(tmp_path / "log")
+    assert rejects == []
+    changed = [edit for edit in review.edits if edit.op != "kept"]
+    assert [(edit.name, edit.fields) for edit in changed] == [("c1", ("disease",))]
+    assert changed[0].after is not None
+    assert changed[0].after.disease == "Consolidation"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -67,13 +68,16 @@ def serve(
     from annotation.server import serving
 
     console = Console()
-    with serving(folder, images, port=port, tell=console.print) as (account, process):
-        console.print(f"{account.url}\nlogin     {account.email}\npassword  {account.password}")
-        try:
+    # Ended by a job scheduler or by `kill`, it must not leave the server behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with serving(folder, images, port=port, tell=console.print) as (account, process):
+            console.print(f"{account.url}\nlogin     {account.email}")
+            console.print(f"password  {account.password}", markup=False, highlight=False)
             process.wait()
-        except KeyboardInterrupt:
-            console.print("Stopping Label Studio")
-            return
+    except KeyboardInterrupt:
+        console.print("Label Studio was stopped")
+        return
     raise UserError(f"Label Studio ended by itself; its log is in {folder}")
 
 
