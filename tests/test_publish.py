@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -279,6 +280,12 @@ def test_what_two_versions_read_differently(
     chain["assertion"] = "uncertain"
     del rows[0]["chains"][1]
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(shard)), shard)
+    damaged = refused("publish", edited, "--version", "1.1.0", "--repo", REPO)
+    assert f"{shard} is not the file that" in damaged
+    manifest = json.loads((edited / "manifest.json").read_text())
+    for listed in manifest["shards"]:
+        listed["sha256"] = hashlib.sha256((edited / listed["file"]).read_bytes()).hexdigest()
+    (edited / "manifest.json").write_text(json.dumps(manifest))
     put(edited, version="1.1.0")
     out = tmp_path / "changes.jsonl"
     said = well("diff", "v1.0.0", "v1.1.0", "--repo", REPO, "--out", out)
@@ -337,6 +344,22 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def test_reduced_images_are_made_again(shared: Path, tmp_path: Path) -> None:
+    root, built = shared / "data" / "mimic_synth", tmp_path / "built"
+    flags = ("--image-scale", "0.25", "--workers", "1")
+    well("build", "--source", "mimic", "--root", root, "--out", built, *flags)
+    well("publish", built, "--version", "1.0.0", "--to", tmp_path / "free")
+    assert not list((tmp_path / "free").rglob("*.jpg"))
+    well("rehydrate", tmp_path / "free", "--root", root, "--out", tmp_path / "full")
+    assert contents(tmp_path / "full") == contents(built)
+    assert any(name.startswith("images/") for name in contents(built))
+    own = tmp_path / "own"
+    shutil.copytree(root, own, ignore=shutil.ignore_patterns("*.jpg"))
+    said = well("rehydrate", tmp_path / "free", "--root", own, "--out", tmp_path / "texts")
+    assert re.search(r"\d+ reduced images were not made again", said)
+    assert (tmp_path / "texts" / "manifest.json").exists()
 
 
 @pytest.mark.server
@@ -407,7 +430,8 @@ def test_credentialed_text_needs_a_promise_and_a_private_repository(
 def test_a_word_that_is_none_of_the_banks_is_not_published(credentialed: Path) -> None:
     words = redistribution.bank_words(load_banks())
     (row, *_) = read_studies(credentialed)
-    assert redistribution.text_free(row, words)
+    edited = {**row["chains"][0], "rule": "review.edited+diseases.effusion~effusion+no@1.0.0"}
+    assert redistribution.text_free({**row, "chains": [edited]}, words)
     for name, value in (
         ("concepts", ["zebra film"]),
         ("severity", "quite small"),
@@ -419,9 +443,57 @@ def test_a_word_that_is_none_of_the_banks_is_not_published(credentialed: Path) -
             redistribution.text_free({**row, "chains": [chain]}, words)
 
 
+def test_what_is_stored_is_what_the_clients_would_store(demo: Path) -> None:
+    features = configs.chain_features()
+    for row in read_studies(demo):
+        stored = configs.encoded(dict(features), row)
+        assert stored == features.encode_example(row)
+        assert configs.decoded(dict(features), stored) == row
+    chain = row["chains"][0]
+    for wrong in ({**chain, "disease": "Flu"}, {**chain, "more": 1}, {"disease": "Edema"}):
+        with pytest.raises(ValueError, match=r"is not in|expected the fields"):
+            configs.encoded(dict(features), {**row, "chains": [wrong]})
+
+
 def test_every_text_of_the_schema_is_public_or_withheld() -> None:
     fields = set(redistribution.text_fields())
     assert fields == {*redistribution.WITHHELD, *redistribution.PUBLIC}
+
+
+# -- images
+
+
+def test_reduced_images_go_before_the_originals(tmp_path: Path) -> None:
+    built, to = tmp_path / "built", tmp_path / "to"
+    well("build", "--source", "demo", "--out", built, "--image-scale", "0.5", "--workers", "1")
+    well("publish", built, "--version", "1.0.0", "--to", to)
+    loaded = load_dataset(str(to), "report", split="train", cache_dir=str(tmp_path / "cache"))
+    row = loaded[0]
+    assert row["image"].size == (256, 256)
+    stored = loaded.cast_column("image", datasets.Image(decode=False))[0]["image"]
+    assert stored["bytes"] == (built / "images" / f"{row['image_path']}.jpg").read_bytes()
+    assert "reduced by 0.5" in (to / "README.md").read_text(encoding="utf-8")
+
+
+def test_images_by_path(demo: Path, credentialed: Path, tmp_path: Path) -> None:
+    to = tmp_path / "paths"
+    well("publish", demo, "--version", "1.0.0", "--to", to, "--images", "paths")
+    for path in to.glob("[mrs]*/*.parquet"):
+        assert "image" not in configs.features_of(path)
+        assert all(row["image_path"].startswith("images/") for row in configs.stored_rows(path))
+    flags = ("--version", "1.0.0", "--images", "embed")
+    message = refused("publish", credentialed, *flags)
+    assert "images of mimic may not go out" in message
+    message = refused("publish", credentialed, *flags, "--i-may-redistribute")
+    assert "--images embed needs --root" in message
+    wrong = ("--root", tmp_path, "--i-may-redistribute")
+    assert "is --root the folder" in refused("publish", demo, *flags[:2], *wrong)
+
+
+@pytest.mark.parametrize("path", ["/home/me/a.png", "../a.png", "C:\\a.png", "x/../../a.png"])
+def test_an_image_path_that_leaves_the_release_is_refused(path: str) -> None:
+    with pytest.raises(configs.UserError, match="expected one below the release's root"):
+        configs.with_image({"image_path": path}, None)
 
 
 # -- a folder

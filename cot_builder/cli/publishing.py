@@ -127,6 +127,8 @@ def publish(
     if dry_run:
         options = options.rehearsed()
     console = Console()
+    if options.folder != kept:  # what a killed run left
+        shutil.rmtree(options.folder, ignore_errors=True)
     try:
         manifest = write_version(options)
         _print_version(console, manifest)
@@ -266,6 +268,11 @@ def rehydrate(
         )  # fmt: skip
     console = Console()
     console.print(f"{done.studies:,} studies → {out}", highlight=False, soft_wrap=True)
+    if done.images_missing:
+        console.print(
+            f"{done.images_missing:,} reduced images were not made again: their originals are not "
+            "below --root"
+        )
     same = "every file has the bytes of its author's"
     console.print(
         f"not the bytes of its author's: {', '.join(done.differing)}" if done.differing else same,

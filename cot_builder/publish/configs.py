@@ -99,15 +99,32 @@ def example_features(task: str, *, images: bool) -> Features:
     )
 
 
+def encoded(feature: Any, value: Any) -> Any:
+    """Return a value as it is stored: a ClassLabel's name as its number.
+
+    `Features.encode_example` would do the same in four times the time, and take a missing field for
+    None. Raises ValueError for a missing or an unknown field, and for a name of no class.
+    """
+    if value is None:
+        return None
+    if isinstance(feature, dict):
+        if value.keys() != feature.keys():
+            raise ValueError(f"expected the fields {', '.join(feature)}; got {', '.join(value)}")
+        return {name: encoded(inner, value[name]) for name, inner in feature.items()}
+    if isinstance(feature, List):
+        return [encoded(feature.feature, one) for one in value]
+    return feature.names.index(value) if isinstance(feature, ClassLabel) else value
+
+
 def decoded(feature: Any, value: Any) -> Any:
-    """Return a stored value with the names of its ClassLabels; the inverse of `encode_example`."""
+    """Return a stored value as it was; the inverse of `encoded`."""
     if value is None:
         return None
     if isinstance(feature, dict):
         return {name: decoded(inner, value[name]) for name, inner in feature.items()}
     if isinstance(feature, List):
         return [decoded(feature.feature, one) for one in value]
-    return feature.int2str(value) if isinstance(feature, ClassLabel) else value
+    return feature.names[value] if isinstance(feature, ClassLabel) else value
 
 
 # -- files
@@ -150,8 +167,8 @@ def _write(path: Path, rows: Iterable[Row], features: Features) -> tuple[str, ..
         use_content_defined_chunking=True,
         write_page_index=True,
     ) as writer:
-        waiting = iter(rows)
-        while batch := [features.encode_example(row) for row in islice(waiting, size)]:
+        waiting, columns = iter(rows), dict(features)
+        while batch := [encoded(columns, row) for row in islice(waiting, size)]:
             table = pa.Table.from_pylist(batch, schema=schema)
             row_hashes += map(row_sha256, table.to_pylist())
             writer.write_table(table)

@@ -61,9 +61,9 @@ _OWN_WORDS: Final = frozenset(
     }
 )  # fmt: skip
 _SECTION: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")
-# `diseases.effusion~effusion+no@1.0.0`, `release.ms_cxr@1.0.0`, `llm.model-name@...`
 _CONCEPT_ID: Final = re.compile(r"[\w.:/-]{1,40}")
-_RULE: Final = re.compile(r"[\w.:/-]*(?:~[\w-]+)?(?:\+[\w-]+)?(?:@[\w.+:/-]*)?")
+# `diseases.effusion~effusion+no@1.0.0`, `review.edited+signs.blunted@1.0.0`: names without blanks.
+_RULE: Final = re.compile(r"[\w.:/+~@-]*")
 _NAMED: Final = 10
 
 

@@ -31,10 +31,14 @@ _UNFINISHED: Final = ".unfinished"
 
 
 class Rehydrated(NamedTuple):
-    """What came of a version: how many studies, and the files that are not as their author's."""
+    """What came of a version: how many studies, and the files that are not as their author's.
+
+    `images_missing` counts the reduced images whose originals are not there.
+    """
 
     studies: int
     differing: tuple[str, ...]
+    images_missing: int
 
 
 def rehydrate(
@@ -65,7 +69,7 @@ def rehydrate(
     release = Release(dataset["source"]["name"], options) if version["text_free"] else None
     scratch = out / _UNFINISHED
     scratch.mkdir(parents=True)
-    studies = 0
+    studies = images_missing = 0
 
     def restored(rows: Iterator[Row]) -> Iterator[Row]:
         nonlocal studies
@@ -82,8 +86,10 @@ def rehydrate(
         rows = list(islice(streams.get(split, iter(())), shard["studies"]))
         if release and release.changed:
             continue  # every changed report is to be named, and nothing more is to be written
-        if dataset["images"] and root:
-            _write_images(rows, dataset, image_root(options), out)
+        if dataset["images"] and not root:
+            images_missing += sum(len(row["images"]) for row in rows)
+        elif dataset["images"]:
+            images_missing += _write_images(rows, dataset, image_root(options), out)
         shard["sha256"] = write_shard(out / shard["file"], rows, scratch=scratch)
     if release:
         if release.changed:
@@ -94,7 +100,7 @@ def rehydrate(
     text = json.dumps(dataset, indent=2, ensure_ascii=False) + "\n"
     write_whole(out / MANIFEST, text.encode("utf-8", "backslashreplace"), scratch=scratch)
     shutil.rmtree(scratch)
-    return Rehydrated(studies, tuple(_differing(read_version(folder), out)))
+    return Rehydrated(studies, tuple(_differing(read_version(folder), out)), images_missing)
 
 
 def check_files(folder: Path, version: Manifest) -> None:
@@ -120,17 +126,19 @@ def _chains(folder: Path, split: str) -> Iterator[Row]:
         yield from (decoded(features, row) for row in stored_rows(path))
 
 
-def _write_images(rows: list[Row], dataset: Manifest, root: Path, out: Path) -> None:
-    """Reduce the images again as the author's build did, where their originals are there."""
+def _write_images(rows: list[Row], dataset: Manifest, root: Path, out: Path) -> int:
+    """Reduce the images again as the author's build did; return how many could not be."""
     scaling = Scaling(dataset["images"]["scale"], frozenset(dataset["images"]["inverted"]))
+    missing = 0
     for image in (image for row in rows for image in row["images"]):
         try:
             write_reduced(
                 root / image["path"], out / derivative(image["path"]), scratch=out / _UNFINISHED,
                 scale=scaling.scale, invert=image["image_id"] in scaling.inverted,
             )  # fmt: skip
-        except BadImageError as error:
-            raise UserError(f"image {root / image['path']}: {error.detail}") from None
+        except BadImageError:
+            missing += 1
+    return missing
 
 
 def _differing(version: Manifest, out: Path) -> Iterator[str]:

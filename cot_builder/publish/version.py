@@ -119,14 +119,16 @@ def write_version(options: VersionOptions) -> Manifest:
     how = terms(options)
     stage = options.folder.with_name(f".{options.folder.name}{_UNFINISHED}")
     shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
     try:
+        stage.mkdir(parents=True)
         manifest = _write(options, how, stage)
         if options.folder.is_dir() and any(options.folder.iterdir()):
             return _same_version(read_version(options.folder), manifest, options.folder)
         if options.folder.is_dir():
             options.folder.rmdir()
         stage.rename(options.folder)
+    except OSError as error:
+        raise UserError(f"cannot write {options.folder}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return manifest
@@ -165,6 +167,7 @@ def content_of(folder: Path) -> str:
 
 def _write(options: VersionOptions, how: Terms, stage: Path) -> Manifest:
     dataset = read_manifest(options.dataset)
+    _check_shards(options.dataset, dataset)
     entries: list[Entry] = []
     files = {CHAINS: _write_chains(options, how, stage, dataset, entries)}
     if how.text:
@@ -200,6 +203,16 @@ def _write(options: VersionOptions, how: Terms, stage: Path) -> Manifest:
         json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     return manifest
+
+
+def _check_shards(folder: Path, dataset: Manifest) -> None:
+    for shard in dataset["shards"]:
+        path = folder / shard["file"]
+        if path.exists() and _sha256_of(path) != shard["sha256"]:
+            raise UserError(
+                f"{path} is not the file that {MANIFEST} lists, so that it could not be made "
+                "again from a release: build the dataset again"
+            )
 
 
 def _write_chains(
