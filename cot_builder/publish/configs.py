@@ -168,11 +168,22 @@ def _write(path: Path, rows: Iterable[Row], features: Features) -> tuple[str, ..
         write_page_index=True,
     ) as writer:
         waiting, columns = iter(rows), dict(features)
-        while batch := [encoded(columns, row) for row in islice(waiting, size)]:
+        while batch := [_stored(columns, row) for row in islice(waiting, size)]:
             table = pa.Table.from_pylist(batch, schema=schema)
             row_hashes += map(row_sha256, table.to_pylist())
             writer.write_table(table)
     return tuple(row_hashes)
+
+
+def _stored(columns: Mapping[str, Any], row: Row) -> Row:
+    try:
+        stored: Row = encoded(dict(columns), row)
+    except ValueError as error:
+        raise UserError(
+            f"study {row.get('study_id')}: {error}; a dataset of another version of cot-builder is "
+            "to be built again"
+        ) from None
+    return stored
 
 
 def _named(folder: Path, config: str, file: File, of: list[File]) -> File:
