@@ -1,0 +1,128 @@
+"""Plans become commands in an order in which they can run; what ended well is not run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cot_builder.errors import UserError
+from cot_builder.reproduce import Plan, read_plan, run, steps
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAN = """
+name = "two"
+recipe = "smoke"
+seeds = [0, 7]
+reports = "demo"
+chains = ["demo"]
+[[dataset]]
+name = "demo"
+source = "demo"
+image-scale = 0.5
+check-images = true
+[[model]]
+name = "MCL"
+stages = ["mcl", "adapter"]
+[[model]]
+name = "MCL + SVR"
+stages = ["mcl", "svr", "adapter"]
+"""
+
+
+def plan(folder: Path, text: str = PLAN) -> Plan:
+    path = folder / "plan.toml"
+    path.write_text(text)
+    return read_plan(path)
+
+
+def test_models_share_the_stages_that_they_have_in_common(tmp_path: Path) -> None:
+    ordered = steps(plan(tmp_path), tmp_path / "out")
+    ids = [step.id for step in ordered]
+    assert len(ids) == len(set(ids))
+    assert [id_ for id_ in ids if id_.startswith("train") and "seed 7" in id_] == [
+        "train mcl (smoke, seed 7)",
+        "train mcl-adapter (smoke, seed 7)",
+        "train mcl-svr (smoke, seed 7)",
+        "train mcl-svr-adapter (smoke, seed 7)",
+    ]
+    assert len({step.out for step in ordered if step.out}) == sum(bool(s.out) for s in ordered)
+
+
+def test_every_step_stands_after_those_that_it_needs(tmp_path: Path) -> None:
+    done: set[str] = set()
+    for step in steps(plan(tmp_path), tmp_path / "out"):
+        assert set(step.needs) <= done, step.id
+        done.add(step.id)
+
+
+def test_options_of_a_dataset_are_the_flags_of_its_build(tmp_path: Path) -> None:
+    build = steps(plan(tmp_path), tmp_path / "out")[0]
+    assert build.command == (
+        "build", "--source", "demo", "--image-scale", "0.5", "--check-images",
+        "--out", str(tmp_path / "out/data/demo"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["smoke", "paper"])
+def test_the_shipped_plans_are_sound(name: str, tmp_path: Path) -> None:
+    read = read_plan(ROOT / f"plans/{name}.toml")
+    assert [model.name for model in read.models][:4] == ["Adapter", "MCL", "SVR", "MCL + SVR"]
+    assert steps(read, tmp_path)[-1].command[0] == "compare"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('reports = "demo"', 'reports = "mimic"', "no [[dataset]] is named 'mimic'"),
+        ('reports = "demo"', "", '"reports" is missing'),
+        ("seeds", "seed", "did you mean 'seeds'?"),
+        ("seeds = [0, 7]", "seeds = 0", '"seeds": expected list'),
+        ('stages = ["mcl", "adapter"]', 'stages = ["adapter", "mcl"]', "in this order"),
+        ('stages = ["mcl", "adapter"]', 'stages = ["sft"]', "expected some of mcl, svr, adapter"),
+        ('name = "MCL"', "", '[[model]]: key "name" is missing'),
+        ('name = "two"', "name = two", "is not a plan in TOML"),
+    ],
+)
+def test_a_plan_that_does_not_fit_says_where(old: str, new: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        plan(tmp_path, PLAN.replace(old, new, 1))
+    assert told in str(error.value)
+    assert "plan.toml" in str(error.value)
+
+
+def only_build(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A plan of its build alone, so that the run itself is what is looked at."""
+    whole = steps
+
+    def first(plan: Plan, out: Path) -> tuple[object, ...]:
+        return whole(plan, out)[:2]
+
+    monkeypatch.setattr("cot_builder.reproduce.steps", first)
+    return plan(folder)
+
+
+def test_a_step_that_ended_well_is_kept_and_a_changed_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, out = only_build(tmp_path, monkeypatch), tmp_path / "out"
+    assert [outcome.state for outcome in run(read, out)] == ["done", "done"]
+    assert (out / "manifest.json").exists()
+    assert [outcome.state for outcome in run(read, out)] == ["kept", "kept"]
+    again = [outcome.state for outcome in run(read, out, redo=["build demo"])]
+    assert again == ["done", "done"]
+    changed = plan(tmp_path, PLAN.replace("0.5", "0.25"))
+    with pytest.raises(UserError, match="the plan has changed since step 'build demo' ran"):
+        run(changed, out)
+    with pytest.raises(UserError, match="no such step"):
+        run(read, out, redo=["bild"])
+
+
+def test_a_step_that_fails_ends_the_run_with_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = only_build(tmp_path, monkeypatch)
+    broken.datasets["demo"]["source"] = "nowhere"
+    with pytest.raises(UserError, match="step 'build demo' failed: .*nowhere"):
+        run(broken, tmp_path / "out")
+    assert not (tmp_path / "out/manifest.json").exists()
