@@ -221,18 +221,20 @@ def _flags(options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def run(
-    plan: Plan,
+    plan: str,
+    ordered: Sequence[Step],
     out: Path,
     *,
     redo: Sequence[str] = (),
     show: Callable[[tuple[Outcome, ...]], None] = lambda _: None,
 ) -> tuple[Outcome, ...]:
-    """Carry out a plan and return how each step ended; the manifest is written last.
+    """Carry out the steps of the plan named `plan`; the manifest is written last.
+
+    Returns how each step ended.
 
     What ended well before, with the same command, is kept. `redo` names steps to run again, and
     with them run all that need them. A step that fails ends the run: UserError with its log.
     """
-    ordered = steps(plan, out)
     again = _to_redo(ordered, redo)
     for folder in (out / STEPS, out / LOGS):
         folder.mkdir(parents=True, exist_ok=True)
@@ -321,10 +323,10 @@ def _file_name(step: Step) -> str:
     return "-".join([verb, *(_folder(Path(), f"x {word}").name for word in rest)])
 
 
-def _write_manifest(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> None:
+def _write_manifest(plan: str, outcomes: Sequence[Outcome], out: Path) -> None:
     row = {
         "tool": {"name": "cot-builder", "version": __version__},
-        "plan": plan.name,
+        "plan": plan,
         "steps": {
             outcome.step.id: {
                 "command": shlex.join(["cot-builder", *outcome.step.command]),

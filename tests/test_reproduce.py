@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cot_builder.errors import UserError
-from cot_builder.reproduce import Plan, read_plan, run, steps
+from cot_builder.reproduce import Outcome, Plan, read_plan, run, steps
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = """
@@ -91,38 +91,25 @@ def test_a_plan_that_does_not_fit_says_where(old: str, new: str, told: str, tmp_
     assert "plan.toml" in str(error.value)
 
 
-def only_build(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """A plan of its build alone, so that the run itself is what is looked at."""
-    whole = steps
-
-    def first(plan: Plan, out: Path) -> tuple[object, ...]:
-        return whole(plan, out)[:2]
-
-    monkeypatch.setattr("cot_builder.reproduce.steps", first)
-    return plan(folder)
+def built(folder: Path, text: str = PLAN) -> tuple[Outcome, ...]:
+    """Carry out a plan as far as its build and check."""
+    return run("two", steps(plan(folder, text), folder / "out")[:2], folder / "out")
 
 
-def test_a_step_that_ended_well_is_kept_and_a_changed_one_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, out = only_build(tmp_path, monkeypatch), tmp_path / "out"
-    assert [outcome.state for outcome in run(read, out)] == ["done", "done"]
-    assert (out / "manifest.json").exists()
-    assert [outcome.state for outcome in run(read, out)] == ["kept", "kept"]
-    again = [outcome.state for outcome in run(read, out, redo=["build demo"])]
-    assert again == ["done", "done"]
-    changed = plan(tmp_path, PLAN.replace("0.5", "0.25"))
+def test_a_step_that_ended_well_is_kept_and_a_changed_one_is_refused(tmp_path: Path) -> None:
+    assert [outcome.state for outcome in built(tmp_path)] == ["done", "done"]
+    assert (tmp_path / "out/manifest.json").exists()
+    assert [outcome.state for outcome in built(tmp_path)] == ["kept", "kept"]
+    ordered = steps(plan(tmp_path), tmp_path / "out")[:2]
+    again = run("two", ordered, tmp_path / "out", redo=["build demo"])
+    assert [outcome.state for outcome in again] == ["done", "done"]
     with pytest.raises(UserError, match="the plan has changed since step 'build demo' ran"):
-        run(changed, out)
+        built(tmp_path, PLAN.replace("0.5", "0.25"))
     with pytest.raises(UserError, match="no such step"):
-        run(read, out, redo=["bild"])
+        run("two", ordered, tmp_path / "out", redo=["bild"])
 
 
-def test_a_step_that_fails_ends_the_run_with_its_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = only_build(tmp_path, monkeypatch)
-    broken.datasets["demo"]["source"] = "nowhere"
-    with pytest.raises(UserError, match="step 'build demo' failed: .*nowhere"):
-        run(broken, tmp_path / "out")
+def test_a_step_that_fails_ends_the_run_with_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step 'build demo' failed: .*nowhere"):
+        built(tmp_path, PLAN.replace('source = "demo"', 'source = "nowhere"'))
     assert not (tmp_path / "out/manifest.json").exists()

@@ -49,14 +49,21 @@ def reproduce(
     from cot_builder.reproduce import read_plan, run, steps
 
     read = read_plan(plan)
+    ordered = steps(read, out)
     console = Console()
     if dry_run:
-        for step in steps(read, out):
+        for step in ordered:
             console.print(f"cot-builder {' '.join(step.command)}", highlight=False, soft_wrap=True)
         return
     try:
         with Live(console=console, refresh_per_second=2) as live:
-            run(read, out, redo=redo or (), show=lambda outcomes: live.update(_overview(outcomes)))
+            run(
+                read.name,
+                ordered,
+                out,
+                redo=redo or (),
+                show=lambda outcomes: live.update(_overview(outcomes)),
+            )
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
