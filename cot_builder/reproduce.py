@@ -29,24 +29,28 @@ from cot_builder.records import Row
 STAGES: Final = ("mcl", "svr", "adapter")
 STEPS: Final = "steps"
 LOGS: Final = "logs"
+# Commands whose options a plan may give under their own names.
+TABLES: Final = ("publish", "train", "predict", "score", "compare", "cases")
+# Commands that go on with what a run that was cut off left.
+_RESUMES: Final = ("build", "train", "predict")
 _KEYS: Final = {
     "name": str, "recipe": str, "seeds": list, "test": str, "reports": str, "chains": list,
-    "dataset": list, "model": list, "publish": dict, "predict": dict, "score": dict,
+    "dataset": list, "model": list, **dict.fromkeys(TABLES, dict),
 }  # fmt: skip
-_OPTIONAL: Final = {"publish", "predict", "score", "seeds", "recipe", "test"}
+_OPTIONAL: Final = {*TABLES, "seeds", "recipe", "test"}
 
 
 class Model(NamedTuple):
-    """A row of the tables: its name, the stages it went through, and what differs in its recipe."""
+    """A row of the tables: its name, its stages, and what differs in the recipe of the last."""
 
     name: str
     stages: tuple[str, ...]
-    recipe: str
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to reproduce. Options of the commands stand under the commands' own names."""
+    """What to reproduce: `options` are those of the commands, under the commands' own names."""
 
     name: str
     recipe: str
@@ -56,9 +60,7 @@ class Plan:
     chains: tuple[str, ...]
     datasets: Mapping[str, Row]
     models: tuple[Model, ...]
-    publish: Row
-    predict: Row
-    score: Row
+    options: Mapping[str, Row]
 
 
 class Step(NamedTuple):
@@ -98,17 +100,16 @@ def read_plan(path: Path) -> Plan:
                     f'{path}: key "{key}": no [[dataset]] is named {name!r}; there are '
                     f"{', '.join(datasets)}"
                 )
-    recipe = table.get("recipe", "paper")
     return Plan(
         name=table["name"],
-        recipe=recipe,
+        recipe=table.get("recipe", "paper"),
         seeds=tuple(table.get("seeds", [0])),
         test=table.get("test", "test"),
         reports=table["reports"],
         chains=tuple(table["chains"]),
         datasets=datasets,
-        models=tuple(_model(row, recipe, path) for row in table["model"]),
-        **{key: table.get(key, {}) for key in ("publish", "predict", "score")},
+        models=tuple(_model(row, path) for row in table["model"]),
+        options={key: table.get(key, {}) for key in TABLES},
     )
 
 
@@ -130,7 +131,7 @@ def _named(row: Any, path: Path, table: str) -> str:
     return str(row["name"])
 
 
-def _model(row: Any, recipe: str, path: Path) -> Model:
+def _model(row: Any, path: Path) -> Model:
     name = _named(row, path, "model")
     stages = tuple(row.get("stages", ()))
     if not stages or stages != tuple(stage for stage in STAGES if stage in stages):
@@ -138,7 +139,7 @@ def _model(row: Any, recipe: str, path: Path) -> Model:
             f'{path}: [[model]] {name!r}: key "stages": expected some of {", ".join(STAGES)}, in '
             f"this order, got {list(stages)!r}"
         )
-    return Model(name, stages, row.get("recipe", recipe))
+    return Model(name, stages, tuple(row.get("set", ())))
 
 
 # -- the steps
@@ -162,15 +163,17 @@ def _steps(plan: Plan, out: Path) -> Iterator[Step]:
     yield Step("check", ("check", *map(str, data.values())), None, built)
     for name in plan.datasets:
         folder = out / "published" / name
-        command = ("publish", f"{data[name]}", "--dry-run", *_flags(plan.publish))
-        yield Step(f"publish {name} (dry)", (*command, "--out", f"{folder}"), None, ("check",))
-    scored: list[str] = []
+        command = ("publish", f"{data[name]}", "--version", "0.1.0", "--to", f"{folder}")
+        options = _flags(plan.options["publish"])
+        yield Step(f"publish {name} (dry)", (*command, "--dry-run", *options), None, ("check",))
+    scored: list[Step] = []
     for seed in plan.seeds:
         for model in plan.models:
-            yield from _model_steps(plan, model, seed, out, data)
-            scored.append(_id("score", model, seed))
-    compare = ("compare", *(f"{_folder(out, step)}" for step in scored))
-    yield Step("compare", (*compare, "--out", f"{out / 'tables'}"), out / "tables", tuple(scored))
+            yield from (ended := list(_model_steps(plan, model, seed, out, data)))
+            scored += (step for step in ended if step.command[0] == "score")
+    command = ("compare", *(f"{step.out}" for step in scored), *_flags(plan.options["compare"]))
+    needs = tuple(step.id for step in scored)
+    yield Step("compare", (*command, "--out", f"{out / 'tables'}"), out / "tables", needs)
 
 
 def _model_steps(
@@ -178,33 +181,38 @@ def _model_steps(
 ) -> Iterator[Step]:
     before, needs = None, "check"
     for number, stage in enumerate(model.stages, 1):
-        id_ = _id("train", Model("-".join(model.stages[:number]), (), model.recipe), seed)
-        folder = _folder(out, id_)
-        names = (plan.reports,) if stage == "adapter" else plan.chains
-        command = ("train", stage, *(f"{data[name]}" for name in names), "--recipe", model.recipe)
-        start = ("--from", f"{before}") if before else ()
-        run = ("--seed", f"{seed}", "--out", f"{folder}")
-        yield Step(id_, (*command, *start, *run), folder, (needs,))
-        before, needs = folder, id_
-    predicted, score = _id("predict", model, seed), _id("score", model, seed)
-    tested = (f"{data[plan.reports]}", "--split", plan.test)
-    folder = _folder(out, predicted)
-    command = ("predict", f"{before}", *tested, *_flags(plan.predict), "--out", f"{folder}")
-    yield Step(predicted, command, folder, (needs,))
+        last = number == len(model.stages)
+        changes = (f"run.seed={seed}", *(model.changes if last else ()))
+        path = "-".join(model.stages[:number])
+        label = f"{model.name} ({path})" if last and model.changes else path
+        id_ = f"train {label}, seed {seed}"
+        folder = out / "train" / _plain(f"{label} {seed}")
+        names = [plan.reports] if stage == "adapter" else plan.chains
+        command = ("train", stage, "--recipe", plan.recipe, *_flags(plan.options["train"]))
+        datasets = _flags({"dataset": [data[name] for name in names], "set": list(changes)})
+        base = ("--base", f"{before}") if before else ()
+        yield Step(id_, (*command, *datasets, *base, "--out", f"{folder}"), folder, (needs,))
+        before, needs = folder / stage, id_
     name = f"{model.name}, seed {seed}" if len(plan.seeds) > 1 else model.name
-    command = ("score", f"{folder}", *tested, *_flags(plan.score), "--name", name)
-    folder = _folder(out, score)
-    yield Step(score, (*command, "--out", f"{folder}"), folder, (predicted,))
+    tested = (f"{data[plan.reports]}", "--split", plan.test)
+    predicted, score = f"predict {name}", f"score {name}"
+    folder, scores = (out / verb / _plain(name) for verb in ("predict", "score"))
+    command = ("predict", f"{before}", *tested, *_flags(plan.options["predict"]))
+    yield Step(predicted, (*command, "--out", f"{folder}"), folder, (needs,))
+    command = ("score", f"{folder}", *tested, *_flags(plan.options["score"]), "--name", name)
+    yield Step(score, (*command, "--out", f"{scores}"), scores, (predicted,))
+    sheet = out / "cases" / f"{_plain(name)}.html"
+    command = ("cases", f"{folder}", *tested, *_flags(plan.options["cases"]), "--out", f"{sheet}")
+    yield Step(f"cases {name}", command, sheet, (predicted,))
 
 
-def _id(verb: str, model: Model, seed: int) -> str:
-    return f"{verb} {model.name} ({model.recipe}, seed {seed})"
+def _plain(words: str) -> str:
+    """Return words as the name of a file or folder.
 
-
-def _folder(out: Path, id_: str) -> Path:
-    """Return the folder of a step: its words, without what a path had better not hold."""
-    verb, _, rest = id_.partition(" ")
-    return out / verb / "-".join("".join(c if c.isalnum() else " " for c in rest).split()).lower()
+    >>> _plain("w/o MCL & SVR, seed 0")
+    'w-o-mcl-svr-seed-0'
+    """
+    return "-".join("".join(c if c.isalnum() else " " for c in words.lower()).split())
 
 
 def _flags(options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -274,8 +282,8 @@ def _stands(step: Step, out: Path, again: set[str]) -> Outcome:
     record = _record(out, step)
     if step.id in again:
         record.unlink(missing_ok=True)
-        if step.out:
-            shutil.rmtree(step.out, ignore_errors=True)
+        if step.out and step.out.is_dir():
+            shutil.rmtree(step.out)
         return Outcome(step, "waiting")
     try:
         row = json.loads(record.read_bytes())
@@ -287,14 +295,16 @@ def _stands(step: Step, out: Path, again: set[str]) -> Outcome:
             f"{shlex.join(row['command'])}`, now `cot-builder {shlex.join(step.command)}`. "
             f"--redo {shlex.quote(step.id)} runs it again, with all that need it"
         )
-    whole = step.out is None or (step.out / MANIFEST).exists()
-    return Outcome(step, "kept" if whole else "waiting", row["seconds"])
+    return Outcome(
+        step, "kept" if step.out is None or step.out.exists() else "waiting", row["seconds"]
+    )
 
 
 def _carried_out(step: Step, out: Path) -> Outcome:
     started = time.monotonic()
-    # What is there of a step without a record was cut off; each command knows how to go on.
-    resume = ("--resume",) if step.out and step.out.exists() else ()
+    # What is there of a step without a record was cut off.
+    cut_off = step.command[0] in _RESUMES and step.out and step.out.exists()
+    resume = ("--resume",) if cut_off else ()
     program = [sys.executable, "-c", "from cot_builder.cli import main; main()"]
     with _log(out, step).open("wb") as log:
         code = subprocess.run(
@@ -311,16 +321,11 @@ def _carried_out(step: Step, out: Path) -> Outcome:
 
 
 def _record(out: Path, step: Step) -> Path:
-    return out / STEPS / f"{_file_name(step)}.json"
+    return out / STEPS / f"{_plain(step.id)}.json"
 
 
 def _log(out: Path, step: Step) -> Path:
-    return out / LOGS / f"{_file_name(step)}.log"
-
-
-def _file_name(step: Step) -> str:
-    verb, *rest = step.id.split(" ", 1)
-    return "-".join([verb, *(_folder(Path(), f"x {word}").name for word in rest)])
+    return out / LOGS / f"{_plain(step.id)}.log"
 
 
 def _write_manifest(plan: str, outcomes: Sequence[Outcome], out: Path) -> None:
