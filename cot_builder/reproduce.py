@@ -180,6 +180,7 @@ def _model_steps(
     plan: Plan, model: Model, seed: int, out: Path, data: Mapping[str, Path]
 ) -> Iterator[Step]:
     before, needs = None, "check"
+    command: tuple[str, ...]
     for number, stage in enumerate(model.stages, 1):
         last = number == len(model.stages)
         changes = (f"run.seed={seed}", *(model.changes if last else ()))
