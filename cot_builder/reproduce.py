@@ -163,9 +163,9 @@ def _steps(plan: Plan, out: Path) -> Iterator[Step]:
     yield Step("check", ("check", *map(str, data.values())), None, built)
     for name in plan.datasets:
         folder = out / "published" / name
-        command = ("publish", f"{data[name]}", "--version", "0.1.0", "--to", f"{folder}")
+        publish = ("publish", f"{data[name]}", "--version", "0.1.0", "--to", f"{folder}")
         options = _flags(plan.options["publish"])
-        yield Step(f"publish {name} (dry)", (*command, "--dry-run", *options), None, ("check",))
+        yield Step(f"publish {name} (dry)", (*publish, "--dry-run", *options), None, ("check",))
     scored: list[Step] = []
     for seed in plan.seeds:
         for model in plan.models:
