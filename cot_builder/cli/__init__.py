@@ -17,6 +17,7 @@ from cot_builder.cli import (
     looking,
     publishing,
     review,
+    reproducing,
 )
 from cot_builder.errors import UserError
 
@@ -67,6 +68,7 @@ COMMANDS: Final = {
     "versions": publishing.versions,
     "diff": publishing.diff,
     "rehydrate": publishing.rehydrate,
+    "reproduce": reproducing.reproduce,
 }
 # The same for commands of two words: a group's help, and its commands.
 GROUPS: Final = {
