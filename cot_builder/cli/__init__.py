@@ -16,8 +16,8 @@ from cot_builder.cli import (
     evaluating,
     looking,
     publishing,
-    review,
     reproducing,
+    review,
 )
 from cot_builder.errors import UserError
 
