@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cot_builder.boxes import Box
+from cot_builder.boxes import XYXY, Box
 from cot_builder.decompose.units import fold
 from cot_builder.errors import UserError
 from cot_builder.images import derivative
@@ -389,9 +389,13 @@ def check_sides(study: Study, given: Given) -> Iterator[Fault]:
     """
     views = {image["image_id"]: image["view"] or "" for image in study.row["images"]}
     for chain in study.chains:
-        side = next((s for s in _SIDES if all(r.startswith(s) for r in chain.regions)), None)
+        side = one_side(chain.regions)
         boxes = [b for b in chain.boxes if _is_frontal(views.get(b.image_id, ""))]
-        if side and boxes and all(_beyond(box, side) > SIDE_TOLERANCE for box in boxes):
+        if (
+            side
+            and boxes
+            and all(beyond(box.xyxy, box.width, side) > SIDE_TOLERANCE for box in boxes)
+        ):
             other = _SIDES[side == "left"]
             yield Fault(
                 f"{_said(chain)} is {side} ({', '.join(chain.regions)}), but {_at(boxes[0])} lies "
@@ -475,9 +479,14 @@ def _is_frontal(view: str) -> bool:
     return not view or bool(_FRONTAL.match(view))
 
 
-def _beyond(box: Box, side: str) -> float:
+def one_side(regions: Iterable[str]) -> str | None:
+    """Return the side that all regions lie on, left or right of the patient, if there is one."""
+    return next((side for side in _SIDES if all(r.startswith(side) for r in regions)), None)
+
+
+def beyond(xyxy: XYXY, width: float, side: str) -> float:
     """Return how far a box's centre lies beyond the middle, on the other side, in image widths."""
-    off = (box.x1 + box.x2) / 2 / box.width - 0.5
+    off = (xyxy[0] + xyxy[2]) / 2 / width - 0.5
     return -off if side == "left" else off
 
 

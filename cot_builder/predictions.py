@@ -30,7 +30,8 @@ class Located(NamedTuple):
 
     `raw` is the model's answer; `think` and `boxes` are read off it and None where it could not be
     read, for the reason in `problem`. Boxes are xyxy in the original image's pixels; none at all
-    says that there is nothing to see. `start` and `end` place a sentence in the report.
+    says that there is nothing to see. `start` and `end` place a sentence in the report, `image_id`
+    names the image that a phrase was looked for in.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Located(NamedTuple):
     boxes: tuple[XYXY, ...] | None = None
     confidences: tuple[float, ...] = ()
     problem: str | None = None
+    image_id: str | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], frame: Frame | None, size: Size | None) -> Located:

@@ -268,6 +268,8 @@ def _places(unmapped: Iterable[Mapping[str, Any]]) -> set[tuple[str, str]]:
 
 
 def _exact_offsets(row: Row) -> Iterator[bool]:
+    if not row["sections"]:  # what a model says has no place in a report
+        return
     texts = {section["name"]: section["text"] for section in row["sections"]}
     for mention in [*row["chains"], *row["unmapped"]]:
         said = texts.get(mention["section"], "")[mention["start"] : mention["end"]]

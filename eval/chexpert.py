@@ -294,7 +294,10 @@ def measure_chexpert(sides: Sides, *, convention: str = HEADLINE) -> Measured:
     """Measure CheXpert efficacy: the headline by `convention`, then those that others report."""
     reference, prediction, labeler = sides
     n = len(reference)
-    named = [("CheXpert", convention), *((f"CheXpert[{name}]", name) for name in REPORTED)]
+    named = [
+        ("CheXpert", convention),
+        *((f"CheXpert[{name}]", name) for name in REPORTED if name != convention),
+    ]
     scores = []
     for label, name in named:
         found = rates(reference, prediction, name)

@@ -60,6 +60,7 @@ class Pair(NamedTuple):
     prediction: str
     row: Row | None = None
     predicted: Prediction | None = None
+    section: str = SECTION
 
 
 class Paired(NamedTuple):
@@ -89,7 +90,8 @@ def read_pairs(
 ) -> Paired:
     """Read predictions and references, and pair them by study id; see `pair`."""
     found = read_predictions(predictions, frame=frame)
-    return pair(found, read_references(references, split=split, section=section), missing=missing)
+    texts = read_references(references, split=split, section=section)
+    return pair(found, texts, missing=missing, section=section)
 
 
 def read_references(
@@ -115,6 +117,7 @@ def pair(
     references: Iterator[tuple[str, str, Row | None]],
     *,
     missing: Literal["empty", "skip"] = "empty",
+    section: str = SECTION,
 ) -> Paired:
     """Pair predictions with references by study id, whatever the order of either.
 
@@ -140,7 +143,7 @@ def pair(
                 continue
         elif not report.strip():
             told["empty"].append(study_id)
-        pairs.append(Pair(study_id, reference, report, row, predicted))
+        pairs.append(Pair(study_id, reference, report, row, predicted, section))
     extra = tuple(key for key in predictions.by_study if key not in seen)
     if not seen or not pairs:
         ids = ", ".join(list(predictions.by_study)[:3])

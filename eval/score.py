@@ -26,6 +26,8 @@ from cot_builder.decompose import Decomposer
 from cot_builder.errors import UserError
 from cot_builder.show import plain, plain_table
 from eval.chexpert import HEADLINE, both_sides, measure_chexpert
+from eval.grounding import measure_grounding
+from eval.predicted_chains import measure_chains
 from eval.records import Measured, Pair, Paired, Score
 from eval.text import measure_text
 from knowledge_banks import load_banks
@@ -62,7 +64,8 @@ class Scored(NamedTuple):
         """Return the scores as a table, and what did not pair below it."""
         table = plain_table(f"Scores of {plain(self.name)}")
         for column in ("score", "value", "n", "recipe"):
-            table.add_column(column, justify="right" if column in ("value", "n") else "left")
+            number = column in ("value", "n")
+            table.add_column(column, justify="right" if number else "left", overflow="fold")
         for score in self.scores:
             value = "–" if score.value is None else f"{score.value:.4f}"
             note = f"{score.signature}; {score.failed} failed" if score.failed else score.signature
@@ -90,6 +93,8 @@ def _chexpert(pairs: Sequence[Pair], settings: Settings, decomposer: Decomposer)
 MEASURES: Final[dict[str, Callable[[Sequence[Pair], Settings, Decomposer], Measured]]] = {
     "text": _text,
     "chexpert": _chexpert,
+    "chains": lambda pairs, settings, decomposer: measure_chains(pairs, decomposer),
+    "grounding": lambda pairs, settings, decomposer: measure_grounding(pairs, decomposer),
 }
 
 

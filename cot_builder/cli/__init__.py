@@ -69,6 +69,8 @@ COMMANDS: Final = {
     "diff": publishing.diff,
     "rehydrate": publishing.rehydrate,
     "reproduce": reproducing.reproduce,
+    "compare": evaluating.compare,
+    "cases": evaluating.cases,
 }
 # The same for commands of two words: a group's help, and its commands.
 GROUPS: Final = {

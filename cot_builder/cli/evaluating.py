@@ -1,4 +1,4 @@
-"""`cot-builder score` and `conventions`: predictions to numbers."""
+"""`cot-builder score`, `conventions`, `compare` and `cases`: predictions to numbers and tables."""
 
 from __future__ import annotations
 
@@ -198,6 +198,141 @@ def conventions(
     )
     if out:
         pd.DataFrame.from_dict(rows, orient="index").rename_axis("convention").to_csv(out)
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Folders that `score --out` wrote.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Write tables and figures here.", show_default=False),
+    ],
+    full: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="The run that the others are tested against; the last one unless given.",
+        ),
+    ] = None,
+    corpus: Annotated[
+        str, typer.Option(metavar="NAME", help="mimic (Table 1) or iu (Table 2).")
+    ] = "mimic",
+    claims: Annotated[
+        bool, typer.Option("--claims", help="Check claims of improvement against the numbers.")
+    ] = False,
+    resamples: Annotated[
+        int, typer.Option(metavar="N", min=100, help="Of the paired bootstrap.")
+    ] = 1000,
+) -> None:
+    """Lay runs out as the paper's Tables 1 to 5 beside its published rows, and as its Fig. 5.
+
+    Runs named as the paper's ablations ("w/o SVR", "projector + adapter") fill Tables 4 and 5;
+    stars say that a run is lower than the full one (one-tailed Wilcoxon on studies).
+
+    For example:
+
+    - `cot-builder compare out/scores --out out/tables`
+    - `cot-builder compare out/no_svr out/no_mcl out/full --out out/tables --claims`
+    """  # fmt: skip
+    with extra("eval", "compare"):
+        from eval import claims as claiming
+        from eval import figures, tables
+        from eval.score import read_scores
+        from eval.significance import compare_runs
+
+    scored = [read_scores(run) for run in runs]
+    names = [run.name for run in scored]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(
+            f"two runs are called {min(twice)!r}; give each its name with `score --name`"
+        )
+    full = full or names[-1]
+    if full not in names:
+        raise UserError(f"--full {full!r} is none of the runs: {', '.join(names)}")
+    measured = dict.fromkeys(c for run in scored for c in run.per_study.columns)
+    tested = [c for c in measured if c != "study_id" and not c.startswith("counts/")]
+    compared = compare_runs(
+        {run.name: run.per_study for run in scored}, full, tested, resamples=resamples
+    )
+    files = tables.write_tables(
+        tables.paper_tables(scored, corpus=corpus, full=full, compared=compared), out
+    )
+    files += figures.write_figures(scored, out)
+    console = Console()
+    if compared:
+        files.append(out / "significance.csv")
+        tables.significance_frame(compared).to_csv(files[-1], index=False)
+        console.print(tables.significance_table(compared, full))
+    if claims:
+        checked = claiming.check_claims([r for r in scored if r.name == full], corpus=corpus)
+        files.append(out / "claims.csv")
+        tables.write_rows(checked, files[-1])
+        console.print(claiming.claims_table(checked))
+    for file in files:
+        console.print(str(file), highlight=False, soft_wrap=True)
+
+
+def cases(
+    predictions: PredictionsFile,
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="A dataset folder.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="HTML", help="Write the sheet here.", show_default=False)
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="The folder at which image paths start. Without it: the dataset's own reduced "
+            "images.",
+        ),
+    ] = None,
+    study: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="This study; may be given again.", show_default=False),
+    ] = None,
+    first: Annotated[int, typer.Option(metavar="N", min=1, help="How many, without --study.")] = 12,
+    split: Split = None,
+    section: SectionName = "findings",
+    frame: FrameName = None,
+    banks: BankFolder = None,
+) -> None:
+    """Write a case sheet: images with true and predicted boxes, both reports, the reasoning.
+
+    One HTML file with its images in it. It holds reports: their licence is its own.
+
+    For example:
+
+    - `cot-builder cases out/predictions out/mimic --root /data/physionet --out cases.html`
+    """  # fmt: skip
+    with extra("eval", "cases"):
+        from cot_builder.decompose import Decomposer
+        from cot_builder.doctor import image_files
+        from eval.cases import case_sheet
+        from eval.records import read_pairs
+        from knowledge_banks import load_banks
+
+    files = image_files(dataset, root)
+    if files is None:
+        raise UserError(f"{dataset} has no reduced images: --root says where image paths start")
+    pairs = read_pairs(predictions, dataset, split=split, section=section, frame=frame).pairs
+    chosen = [p for p in pairs if p.study_id in study] if study else pairs[:first]
+    if study and (lost := set(study) - {p.study_id for p in chosen}):
+        raise UserError(f"--study {min(lost)}: no such study with a prediction in {dataset}")
+    title = f"{predictions.name}: {len(chosen)} of {len(pairs):,} studies"
+    sheet = case_sheet(chosen, Decomposer(load_banks(banks)), files, title=title)
+    try:
+        out.write_text(sheet, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    Console().print(f"{len(chosen)} cases: {out}", highlight=False, soft_wrap=True)
 
 
 def _known(name: str, names: object, option: str) -> None:
