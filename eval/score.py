@@ -21,12 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cot_builder import __version__
-from cot_builder.dataset import write_whole
+from cot_builder.dataset import read_manifest, write_whole
 from cot_builder.decompose import Decomposer
 from cot_builder.errors import UserError
 from cot_builder.show import plain, plain_table
 from eval.chexpert import HEADLINE, both_sides, measure_chexpert
 from eval.grounding import measure_grounding
+from eval.judges import JUDGES, Judge
 from eval.predicted_chains import measure_chains
 from eval.records import Measured, Pair, Paired, Score
 from eval.text import measure_text
@@ -104,14 +105,16 @@ def score(
     *,
     name: str = "predictions",
     measures: Sequence[str] = tuple(MEASURES),
-    more: Sequence[Callable[[Sequence[Pair]], Measured]] = (),
+    judges: Sequence[str] = (),
+    judge: Judge | None = None,
 ) -> Scored:
-    """Take the named measures, then `more` of them (judges), over the same pairs."""
+    """Take the named measures over the pairs, then have them judged in each of the named ways."""
     if unknown := [m for m in measures if m not in MEASURES]:
         raise UserError(f"unknown measure {unknown[0]!r}; the measures are {', '.join(MEASURES)}")
     decomposer = Decomposer(load_banks(settings.banks))
     found = [MEASURES[m](paired.pairs, settings, decomposer) for m in measures]
-    found += [measure(paired.pairs) for measure in more]
+    if judge:
+        found += [JUDGES[name](paired.pairs, judge, decomposer) for name in judges]
     columns: dict[str, Any] = {"study_id": [pair.study_id for pair in paired.pairs]}
     tables: dict[str, Any] = {}
     for measured in found:
@@ -155,6 +158,17 @@ def read_scores(folder: Path) -> Scored:
         raise UserError(
             f"{folder / SCORES} was not written by cot-builder score: {error}"
         ) from None
+
+
+def credentialed_source(references: Path, *, open_data: bool) -> str | None:
+    """Name the credentialed source that the references come from, or None for open data.
+
+    A dataset's manifest says it; a file does not, and counts as credentialed unless `open_data`.
+    """
+    if not references.is_dir():
+        return None if open_data else f"{references.name} (--open-data says that it is open)"
+    source = read_manifest(references).get("source", {})
+    return str(source.get("name")) if source.get("credentialed", True) else None
 
 
 def spread_table(rows: Mapping[str, Any], *, n: int) -> Table:

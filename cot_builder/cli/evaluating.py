@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cot_builder.cli.options import BankFolder, extra
+from cot_builder.cli.drafting import endpoint
+from cot_builder.cli.options import (
+    LLM,
+    BankFolder,
+    LlmBaseUrl,
+    LlmBudget,
+    LlmCache,
+    LlmConcurrency,
+    LlmKeyVariable,
+    LlmMaxTokens,
+    LlmPrice,
+    LlmTemperature,
+    LlmTimeout,
+    ZeroRetentionHost,
+    extra,
+)
 from cot_builder.errors import UserError
 
 
@@ -106,9 +122,40 @@ def score(
         str | None,
         typer.Option(metavar="NAME", help="The model's name in tables.", show_default=False),
     ] = None,
+    judges: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Let a model judge too: green, gema, radfact, with commas.",
+            rich_help_panel=LLM,
+        ),
+    ] = "",
+    llm_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The judge.", show_default=False, rich_help_panel=LLM),
+    ] = None,
+    open_data: Annotated[
+        bool,
+        typer.Option(
+            "--open-data",
+            rich_help_panel=LLM,
+            help="References in a file are open data, and may be sent to any server.",
+        ),
+    ] = False,
+    llm_base_url: LlmBaseUrl = "https://api.openai.com/v1",
+    llm_key_variable: LlmKeyVariable = "OPENAI_API_KEY",
+    zero_retention_host: ZeroRetentionHost = None,
+    llm_temperature: LlmTemperature = 0.0,
+    llm_max_tokens: LlmMaxTokens = 2048,
+    llm_concurrency: LlmConcurrency = 32,
+    llm_timeout: LlmTimeout = 120.0,
+    llm_price_in: LlmPrice = None,
+    llm_price_out: LlmPrice = None,
+    llm_budget: LlmBudget = None,
+    llm_cache: LlmCache = None,
     banks: BankFolder = None,
 ) -> None:
-    """Score predicted reports: text metrics, CheXpert efficacy; every number with its recipe and n.
+    """Score predicted reports: text, CheXpert, chains, boxes, judges; all with recipe and n.
 
     A study without a prediction counts as an empty report, a study that comes twice is an error,
     the order does not matter. METEOR needs Java and the `meteor` extra.
@@ -117,7 +164,9 @@ def score(
 
     - `cot-builder score out/predictions out/mimic --split test --out out/scores`
     - `cot-builder score theirs.csv out/iu --tokens r2gen_iu --max-seq-length 60`
-    """
+    - `cot-builder score theirs.csv out/iu --judges green,radfact --llm-model qwen3-8b
+      --llm-base-url http://127.0.0.1:8000/v1 --llm-cache out/judged.sqlite`
+    """  # fmt: skip
     with extra("eval", "score"):
         from eval import records
         from eval import score as scoring
@@ -133,7 +182,44 @@ def score(
         tokens, max_seq_length, convention, reference_labels, prediction_labels, banks
     )
     chosen = [m.strip() for m in measures.split(",")] if measures else list(scoring.MEASURES)
-    scored = scoring.score(paired, settings, name=name or predictions.stem, measures=chosen)
+    wanted = [j.strip() for j in judges.split(",")] if judges else []
+    with ExitStack() as stack:
+        judge = None
+        if wanted:
+            with extra("scale", "--judges"):
+                from cot_builder.llm import Client
+                from eval.judges import JUDGES, Judge
+
+            for one in wanted:
+                _known(one, JUDGES, "--judges")
+            if not llm_model or not llm_cache:
+                raise UserError(
+                    "--judges needs --llm-model and --llm-cache, the file that keeps the answers"
+                )
+            asked = endpoint(
+                llm_model,
+                llm_base_url,
+                temperature=llm_temperature,
+                max_tokens=llm_max_tokens,
+                key_variable=llm_key_variable,
+                zero_retention_host=zero_retention_host,
+                concurrency=llm_concurrency,
+                timeout=llm_timeout,
+                price_in=llm_price_in,
+                price_out=llm_price_out,
+                budget=llm_budget,
+            )
+            source = scoring.credentialed_source(references, open_data=open_data)
+            client = Client(asked, llm_cache, credentialed=source, run="judges")
+            judge = Judge(stack.enter_context(client), banks)
+        scored = scoring.score(
+            paired,
+            settings,
+            name=name or predictions.stem,
+            measures=chosen,
+            judges=wanted,
+            judge=judge,
+        )
     Console().print(scored)
     if out:
         described = {
@@ -143,6 +229,7 @@ def score(
             "section": section,
             "missing": missing.value,
             "settings": settings._asdict(),
+            "judge": asked.described() if wanted else None,
         }
         scoring.write_scores(scored, out, described=described)
 
