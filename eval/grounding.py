@@ -374,7 +374,7 @@ def measure_grounding(pairs: Sequence[Pair], decomposer: Decomposer) -> Measured
         per_study = found.per_study
     else:
         why = "the predictions answer no phrase of the dataset; `predict --phrases` asks them"
-        scores.append(Score("mIoU", None, 0, "", why))
+        scores.append(Score("mIoU", None, 0, "matched over max(boxes)", why))
     if any(pair.predicted and pair.predicted.sentences for pair in pairs):
         scores += measure_sentences(pairs, decomposer).scores
     return Measured(tuple(scores), per_study)
