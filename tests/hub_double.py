@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS: Final = (".parquet", ".png", ".jpg")
 DROPPED: Final = 0  # the status of a connection that breaks in the middle of its body
+HANGS: Final = -1  # of one that is not answered until `hub.go_on` is set
 
 
 @dataclass
@@ -85,6 +86,7 @@ class HubDouble:
         self.bodies: list[bytes] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
+        self.hanging, self.go_on = threading.Event(), threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -134,6 +136,10 @@ class _Handler(BaseHTTPRequestHandler):
         path, self.query = unquote(parts.path), parse_qs(parts.query)
         with self.hub.lock:
             status = self.due_fault(path)
+        if status == HANGS:
+            self.hub.hanging.set()
+            self.hub.go_on.wait(60)
+            status = DROPPED
         if status == DROPPED:
             self.rfile.read(max(1, int(self.headers.get("Content-Length") or 0) // 2))
             self.hub.requests.append((self.command, path, 0))

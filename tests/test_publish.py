@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from cot_builder.cli import app, publishing
 from cot_builder.dataset import read_studies
-from tests.hub_double import DROPPED, HubDouble
+from tests.hub_double import DROPPED, HANGS, HubDouble
 
 datasets = pytest.importorskip("datasets")
 from datasets import load_dataset  # noqa: E402
@@ -202,6 +205,29 @@ def test_an_upload_that_was_cut_off_goes_on(demo: Path, hub: HubDouble, at: str)
     assert hub.count("POST .*/commit/") == 1
     assert hub.repos[REPO].tags == {"v1.0.0": hub.repos[REPO].head}
     assert stored(load_dataset(REPO, "chains", revision="v1.0.0", split="test"))
+
+
+@pytest.mark.server
+def test_a_killed_upload_goes_on(demo: Path, hub: HubDouble, tmp_path: Path) -> None:
+    hub.fail("PUT /_s3", HANGS, times=99, after=2)
+    own = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    cli = [sys.executable, "-c", "from cot_builder.cli import main\nmain()"]
+    killed = subprocess.Popen(
+        [*cli, "publish", demo, "--version", "1.0.0", "--repo", REPO], env={**os.environ, **own},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert hub.hanging.wait(60), killed.poll()
+    killed.kill()
+    killed.wait()
+    hub.go_on.set()
+    hub.faults.clear()
+    assert hub.repos[REPO].tags == {}
+    arrived = hub.count("PUT /_s3")
+    assert arrived
+    put(demo)
+    assert hub.repos[REPO].tags == {"v1.0.0": hub.repos[REPO].head}
+    assert hub.count("POST .*/commit/") == 1
+    assert not list(demo.parent.glob(".*")), "what the killed run left is gone"
 
 
 @pytest.mark.server
@@ -510,6 +536,8 @@ def test_a_folder_keeps_its_version(demo: Path, credentialed: Path, tmp_path: Pa
     before = contents(to)
     well("publish", demo, "--version", "1.0.0", "--to", to)
     assert contents(to) == before
+    rehearsal = refused("publish", credentialed, "--version", "1.0.0", "--to", to, "--dry-run")
+    assert "with other content" in rehearsal
     message = refused("publish", credentialed, "--version", "1.0.0", "--to", to)
     assert "chains, mcl, report, svr differ" in message
     assert "holds version 1.0.0" in refused("publish", demo, "--version", "1.0.1", "--to", to)

@@ -102,6 +102,7 @@ def publish(
             VersionOptions,
             check_version,
             terms,
+            version_in,
             write_version,
         )
     check_version(version)
@@ -136,6 +137,8 @@ def publish(
             hub.refuse(target, manifest, private_only=how.private_only)
             _print_target(console, target, private)
         if dry_run:
+            if kept:
+                version_in(kept, manifest)
             console.print("nothing was sent or kept (--dry-run)")
         elif target:
             done = hub.upload(

@@ -175,9 +175,9 @@ def _write(path: Path, rows: Iterable[Row], features: Features) -> tuple[str, ..
     return tuple(row_hashes)
 
 
-def _stored(columns: Mapping[str, Any], row: Row) -> Row:
+def _stored(columns: dict[str, Any], row: Row) -> Row:
     try:
-        stored: Row = encoded(dict(columns), row)
+        stored: Row = encoded(columns, row)
     except ValueError as error:
         raise UserError(
             f"study {row.get('study_id')}: {error}; a dataset of another version of cot-builder is "

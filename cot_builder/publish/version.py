@@ -122,8 +122,8 @@ def write_version(options: VersionOptions) -> Manifest:
     try:
         stage.mkdir(parents=True)
         manifest = _write(options, how, stage)
-        if options.folder.is_dir() and any(options.folder.iterdir()):
-            return _same_version(read_version(options.folder), manifest, options.folder)
+        if kept := version_in(options.folder, manifest):
+            return kept
         if options.folder.is_dir():
             options.folder.rmdir()
         stage.rename(options.folder)
@@ -289,7 +289,14 @@ def _without_paths(value: Any) -> Any:
     return without_folders(value) if isinstance(value, str) else value
 
 
-def _same_version(old: Manifest, new: Manifest, where: Path) -> Manifest:
+def version_in(where: Path, new: Manifest) -> Manifest | None:
+    """Return the version that a folder holds, the very same one; None for an empty folder.
+
+    Raises UserError when it holds anything else.
+    """
+    if not (where.is_dir() and any(where.iterdir())):
+        return None
+    old = read_version(where)
     if old["version"] != new["version"]:
         raise UserError(f"{where} holds version {old['version']}; name another folder")
     if old["content_sha256"] != new["content_sha256"]:
