@@ -131,7 +131,9 @@ def stop(process: subprocess.Popen[bytes], *, limit: float = 20) -> None:
 def purge(folder: Path) -> None:
     """Remove the copies of exports that Label Studio leaves in its folder."""
     for leavings in _LEAVINGS:
-        shutil.rmtree(folder / leavings, ignore_errors=True)
+        for path in (folder / leavings).rglob("*"):  # the server wants the folders themselves
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def read_account(folder: Path) -> Account:

@@ -8,6 +8,7 @@ import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -182,6 +183,7 @@ def push(
     readers = tuple(annotator or ())
     name = f"{title or dataset.resolve().name}{' adjudication' if adjudicate else ''}"
     projects = by_project(tasks, name, readers, overlap=overlap, blind=blind)
+    _refuse_third_parties(dataset, url)
     studio, served = _connect(url, server)
     label_studio.check_readers(studio, readers)
     place = Images.of(dataset, images or served, image_url)
@@ -426,6 +428,20 @@ def _connect(url: str | None, server: Path) -> tuple[Studio, Path | None]:
         return connect(url, os.environ.get(TOKEN, "")), None
     account = read_account(server)
     return connect(account.url, account.token), Path(account.images)
+
+
+def _refuse_third_parties(dataset: Path, url: str | None) -> None:
+    """Raise UserError where reports of a credentialed source would leave the user's network."""
+    from cot_builder.dataset import read_manifest
+    from cot_builder.llm import is_own
+
+    source = read_manifest(dataset)["source"]
+    host = urlsplit(url or "").hostname
+    if host and source["credentialed"] and not is_own(host):
+        raise UserError(
+            f"--url {url}: reports of {source['name']} may not go to third parties (PhysioNet's "
+            "data use agreement); use `review serve`, or a server of your own network"
+        )
 
 
 def _export(path: Path) -> list[Row]:
