@@ -39,7 +39,7 @@ format: $(VENV)/dev.installed ## let ruff mend and format what it can
 	$(BIN)/ruff format
 
 .PHONY: bench
-bench: bench-decompose bench-build bench-browse bench-images ## all benchmarks; results in benchmarks/results
+bench: bench-decompose bench-build bench-browse bench-images bench-review ## all benchmarks; results in benchmarks/results
 
 .PHONY: bench-decompose
 bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## decomposer beside medspaCy

@@ -139,7 +139,7 @@ def test_the_wheel_ships_the_five_packages_with_their_words_and_images(tmp_path:
     shipped = set(zipfile.ZipFile(wheel).namelist())
     told = {str(path.relative_to(ROOT)) for path in MODULES.values()}
     for pattern in ("*/py.typed", "knowledge_banks/*.toml", "knowledge_banks/card/*",
-                    "cot_builder/sources/demo_corpus/**/*",
+                    "cot_builder/sources/demo_corpus/**/*", "annotation/*.*",
                     "eval/workbench/static/*", "eval/workbench/templates/*"):  # fmt: skip
         found = {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern) if path.is_file()}
         assert found, pattern
