@@ -65,6 +65,10 @@ review-shot: $(VENV)/dev.installed ## review a task in headless Chromium (apt in
 bench-images: $(VENV)/dev.installed ## quarter-size images beside plain Pillow
 	$(BIN)/python benchmarks/bench_images.py
 
+.PHONY: fuzz
+fuzz: $(VENV)/dev.installed ## the readers under CASES=3000 inputs of junk each, and a megabyte of anything
+	COT_BUILDER_FUZZ=$(or $(CASES),3000) $(BIN)/python -m pytest -n 2 --quiet tests/test_fuzz.py $(ARGS)
+
 .PHONY: shots
 shots: $(VENV)/dev.installed ## the pages of `cot-builder browse` as a browser shows them, in out/shots (needs chromium)
 	COT_BUILDER_SHOTS=out/shots $(BIN)/python -m pytest --quiet tests/test_workbench.py -k accessible $(ARGS)

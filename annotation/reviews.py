@@ -128,7 +128,7 @@ def read_annotation(task: Task, annotation: Mapping[str, Any]) -> Review:
     if annotation.get("was_cancelled"):
         return Review(task, outcome="skipped", edits=(), **said)
     marks = _marks(task, annotation["result"])
-    chains = _chains(task, marks)
+    chains = {} if marks.faults else _chains(task, marks)
     verdict = marks.one("verdict")
     if not verdict:
         marks.faults.append("no verdict: the study was not reviewed")
@@ -173,14 +173,14 @@ def _marks(task: Task, rows: Any) -> _Marks:
     for row in rows if isinstance(rows, list) else ():
         try:
             if row.get("type") == "relation":
-                marks.links.append((row["from_id"], row["to_id"]))
+                marks.links.append((str(row["from_id"]), str(row["to_id"])))
                 continue
             control, value = row["from_name"], row["value"]
             if control == "comment":
                 marks.comment = " ".join(value["text"])
                 continue
             _read_region(task, shown, marks, control, row, value)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             marks.faults.append(f"not a region of this interface ({error!r}): {row!r:.80}")
     return marks
 

@@ -215,7 +215,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} has no {MANIFEST}: it is not complete; run the build again with --resume"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a manifest of cot-builder ({error}); build the dataset again"
         ) from None

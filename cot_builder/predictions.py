@@ -229,7 +229,7 @@ def _manifest(folder: Path) -> Row:
             f"{folder} has no {MANIFEST}: it is not complete; run `cot-builder predict` again with "
             f"--resume, or name {folder / LINES} to read what is there"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / MANIFEST} is not JSON: {error}") from None
 
 
@@ -251,7 +251,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise UserError(f"cannot read predictions {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not text in UTF-8: {error}") from None
-    except (json.JSONDecodeError, csv.Error) as error:
+    except (json.JSONDecodeError, RecursionError, csv.Error) as error:
         raise UserError(f"{file} is neither JSON Lines (.jsonl) nor CSV (.csv): {error}") from None
 
 
