@@ -39,7 +39,7 @@ format: $(VENV)/dev.installed ## let ruff mend and format what it can
 	$(BIN)/ruff format
 
 .PHONY: bench
-bench: bench-decompose bench-build bench-browse bench-images bench-review ## all benchmarks; results in benchmarks/results
+bench: bench-decompose bench-build bench-browse bench-images bench-review bench-llm ## all benchmarks; results in benchmarks/results
 
 .PHONY: bench-decompose
 bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## decomposer beside medspaCy
@@ -72,6 +72,10 @@ fuzz: $(VENV)/dev.installed ## the readers under CASES=3000 inputs of junk each,
 .PHONY: shots
 shots: $(VENV)/dev.installed ## the pages of `cot-builder browse` as a browser shows them, in out/shots (needs chromium)
 	COT_BUILDER_SHOTS=out/shots $(BIN)/python -m pytest --quiet tests/test_workbench.py -k accessible $(ARGS)
+
+.PHONY: bench-llm
+bench-llm: $(VENV)/dev.installed ## the client of a language model against a local server
+	$(BIN)/python benchmarks/bench_llm.py
 
 .PHONY: numpy2
 numpy2: .venv-numpy2/dev.installed ## the tests again on the newer stack, constraints-numpy2.txt

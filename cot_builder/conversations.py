@@ -3,15 +3,19 @@
 `EXAMPLES` has one function a training task. Each takes a study's row and yields examples of one
 image, as rows: `study_id`, `subject_id`, `source`, `split`, `image_id`, `image_path`, `prompt` and
 `completion` (lists of `role` and `content`), and `template` (question, wording, bank version).
-The wording of a step of reasoning is read back as it was written: `read_step` undoes `say`.
+The wording of a step of reasoning is read back as it was written: `read_step` undoes `say`. A step
+may also be worded freely by a model (`phrasings.jsonl` of a dataset), if it reads back the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from cot_builder.answers import Answer, Step, quotable
@@ -19,11 +23,13 @@ from cot_builder.boxes import Box, Frame
 from cot_builder.errors import UserError
 from cot_builder.records import Row
 from cot_builder.vocabulary import ASSERTIONS, LABELS, REGIONS
-from knowledge_banks import Banks
+from knowledge_banks import Banks, expand
 
 # The views on which findings are looked for first; a lateral film is the last choice.
 _FRONTAL: Final = ("PA", "AP")
 _LATERAL: Final = ("LATERAL", "LL", "LAT")
+PHRASINGS: Final = "phrasings.jsonl"
+_QUOTED: Final = re.compile(r'"([^"\n]+)"')
 _CONCEPT: Final = "line of blood"  # stands for any concept while a wording is tried
 
 
@@ -84,7 +90,7 @@ def mcl_examples(study: Row, banks: Banks, frame: Frame) -> Iterator[Row]:
     steps = distinct(map(Step.of, study["chains"]))
     if steps and (image := main_image(study)):
         question, wording = _drawn(banks, "mcl", study["study_id"])
-        think = think_text(steps, wording)
+        think = think_text(steps, wording, phrased(banks))
         prompt = question["text"].format(labels=", ".join(LABELS), regions=", ".join(REGIONS))
         yield _example(study, image["path"], image["image_id"], prompt, Answer(think).render()) | {
             "template": _template(banks, question["id"], wording.id)
@@ -178,7 +184,7 @@ def _svr_example(
     answer = ""
     if phrase.steps:
         boxes = tuple(frame.integers(box.xyxy, box.size) for box in phrase.boxes)
-        answer = Answer(think_text(phrase.steps, wording), boxes).render()
+        answer = Answer(think_text(phrase.steps, wording, phrased(banks)), boxes).render()
     prompt = question["text"].format(
         phrase=quotable(phrase.text), coordinates=banks.templates["coordinates"][frame.name]
     )
@@ -222,14 +228,17 @@ def distinct(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(dict.fromkeys(steps))
 
 
-def think_text(steps: Sequence[Step], wording: Wording) -> str:
-    """Write steps as a think text, a line each."""
-    return "\n".join(map(wording.say, steps))
+def think_text(
+    steps: Sequence[Step], wording: Wording, lines: Mapping[Step, str] = MappingProxyType({})
+) -> str:
+    """Write steps as a think text, a line each: those of `lines` where they have the step."""
+    return "\n".join(lines.get(step) or wording.say(step) for step in steps)
 
 
 def read_step(line: str, banks: Banks) -> Step | None:
-    """Read one line of reasoning back; None when it is of no wording of the bank."""
-    return next(filter(None, (kind.read(line.strip()) for kind in wordings(banks))), None)
+    """Read one line of reasoning back, in a wording of the bank or free; None when it is none."""
+    read = (kind.read(line.strip()) for kind in wordings(banks))
+    return next(filter(None, read), None) or _read_freely(line, banks)
 
 
 def read_steps(text: str, banks: Banks) -> tuple[Step, ...]:
@@ -239,6 +248,96 @@ def read_steps(text: str, banks: Banks) -> tuple[Step, ...]:
     if None in steps:
         raise ValueError(f"a line of no wording: {lines[steps.index(None)]!r:.120}")
     return tuple(filter(None, steps))
+
+
+# -- wording by a model
+
+
+def with_phrasings(banks: Banks, folder: Path) -> Banks:
+    """Return banks by which steps are worded as `phrasings.jsonl` of a dataset has them, if any."""
+    try:
+        text = (folder / PHRASINGS).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return banks
+    rows = map(json.loads, text.splitlines())
+    lines = {_step(row["step"]): row["line"] for row in rows if row["line"]}
+    return banks._replace(templates={**banks.templates, "phrased": lines})
+
+
+def phrased(banks: Banks) -> Mapping[Step, str]:
+    """Return the lines of `with_phrasings`, by step."""
+    lines: Mapping[Step, str] = banks.templates.get("phrased", {})
+    return lines
+
+
+def spoken(assertion: str) -> str:
+    """Return the word that a free line has for an assertion."""
+    return _SPOKEN[assertion]
+
+
+def _step(row: Sequence[Any]) -> Step:
+    finding, concepts, disease, assertion, regions = row
+    return Step(finding, tuple(concepts), disease, assertion, tuple(regions))
+
+
+def _read_freely(line: str, banks: Banks) -> Step | None:
+    """Read a line by what it names: one quoted finding, one label, one assertion, its regions.
+
+    Any other word of denial or doubt would turn what it says around: then it is no step.
+    """
+    free = _free(banks.sha256, _cues(banks), _concepts(banks))
+    findings, rest = _QUOTED.findall(line), _QUOTED.sub(" ", line)
+    named = free.labels.findall(rest)
+    rest = free.labels.sub(" ", rest)
+    regions = set(free.regions.findall(rest))
+    rest = free.regions.sub(" ", rest)
+    concepts = free.concepts.findall(rest)
+    rest = free.concepts.sub(" ", rest)
+    assertions = free.assertions.findall(rest)
+    rest = free.assertions.sub(" ", rest)
+    if [len(found) for found in (findings, named, assertions)] != [1, 1, 1] or not regions:
+        return None
+    if '"' in rest or free.cues.search(rest.lower().replace("-", " ")):
+        return None
+    assertion = next(name for name in ASSERTIONS if _SPOKEN[name] == assertions[0])
+    ordered = tuple(region for region in REGIONS if region in regions)
+    return Step(findings[0], tuple(concepts), named[0], assertion, ordered)
+
+
+class _Free(NamedTuple):
+    labels: re.Pattern[str]
+    regions: re.Pattern[str]
+    concepts: re.Pattern[str]
+    assertions: re.Pattern[str]
+    cues: re.Pattern[str]
+
+
+_SPOKEN: Final = {"positive": "present", "negative": "absent", "uncertain": "possible"}
+
+
+@lru_cache(maxsize=4)
+def _free(_: str, cues: tuple[str, ...], concepts: tuple[str, ...]) -> _Free:
+    lists: tuple[Iterable[str], ...] = (LABELS, REGIONS, concepts, _SPOKEN.values(), cues)
+    return _Free(*(re.compile(rf"\b(?:{_any(_longest_first(words))})\b") for words in lists))
+
+
+def _longest_first(words: Iterable[str]) -> list[str]:
+    return sorted(words, key=len, reverse=True)
+
+
+def _concepts(banks: Banks) -> tuple[str, ...]:
+    signs = banks.signs["sign"]
+    return tuple(dict.fromkeys(concept for s in signs for concept in s.get("concepts", ())))
+
+
+def _cues(banks: Banks) -> tuple[str, ...]:
+    """Return the bank's words of denial and doubt, written out."""
+    means = ("negative", "uncertain")
+    phrases = [p for cue in banks.cues["cue"] if cue["means"] in means for p in cue["phrases"]]
+    return tuple(dict.fromkeys(form for phrase in phrases for form in expand(phrase)))
+
+
+# -- the wordings of the bank
 
 
 def wordings(banks: Banks) -> tuple[Wording, ...]:

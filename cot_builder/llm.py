@@ -338,11 +338,15 @@ class Client:
             )
 
     def ask(
-        self, requests: Iterable[Request], *, progress: Progress = lambda _: None
+        self,
+        requests: Iterable[Request],
+        *,
+        batch: bool = False,
+        progress: Progress = lambda _: None,
     ) -> Iterator[Reply]:
         """Ask what was not asked before, then yield all replies in order."""
         listed = list(requests)
-        self.fill(listed, progress=progress)
+        self.fill(listed, batch=batch, progress=progress)
         for request in listed:
             reply = self.replies.reply(request, self.endpoint.model)
             assert reply is not None, "a filled request has its calls"

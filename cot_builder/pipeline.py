@@ -175,7 +175,6 @@ def make_outline(options: BuildOptions) -> Outline:
     return Outline(identity, len(plan.tasks), rejects, tuple(_jobs(options, plan, identity)))
 
 
-@_without_collector()
 def build_shards(
     options: BuildOptions,
     jobs: tuple[Job, ...],
@@ -194,9 +193,10 @@ def build_shards(
     if options.drafting:
         _draft(options, options.drafting, jobs, here, progress, estimated)
     progress(Progress(done, total, kept))
-    for job in _run(left, options, Worker.build_shard, here):
-        done += len(job.tasks)
-        progress(Progress(done, total, kept))
+    with _without_collector():
+        for job in _run(left, options, Worker.build_shard, here):
+            done += len(job.tasks)
+            progress(Progress(done, total, kept))
 
 
 # -- the plan

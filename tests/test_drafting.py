@@ -18,7 +18,16 @@ import pytest
 from typer.testing import CliRunner
 
 from cot_builder import llm
+from cot_builder.answers import Answer, Step
+from cot_builder.boxes import Frame
 from cot_builder.cli import app
+from cot_builder.conversations import (
+    EXAMPLES,
+    PHRASINGS,
+    read_step,
+    read_steps,
+    with_phrasings,
+)
 from cot_builder.dataset import MANIFEST, read_rejects, read_studies
 from cot_builder.decompose import Decomposer, decompose_sentence
 from cot_builder.drafting import Drafter, Drafting
@@ -154,6 +163,18 @@ def test_the_rules_own_mentions_pass() -> None:
     fallen = [(text, v.row["finding"], v.faults) for text, v in verdicts if v.told is None]
     assert len(verdicts) > 400
     assert len(fallen) < 0.03 * len(verdicts), fallen
+
+
+def test_the_example_of_the_phrasing_prompt_reads_back() -> None:
+    text = load_prompt("phrasing").text
+    step = json.loads(text[text.index('{"finding"') : text.index("}\nit is") + 1])
+    line = json.loads(text[text.index('{"line"') :])["line"]
+    read = read_step(line, BANKS)
+    assert read is not None
+    assert list(read.concepts) == step["concepts"]
+    assert (read.finding, read.disease, read.assertion) == (
+        step["finding"], step["disease"], "uncertain",
+    )  # fmt: skip
 
 
 def test_prompt_and_schema_know_the_labels_regions_and_concepts_of_the_banks() -> None:
@@ -477,7 +498,8 @@ def test_credentialed_reports_stay_at_home(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--decomposer", "hybrid"], "go with --llm-model"),
-        (["--decomposer", "rules", "--llm-model", "m"], "and rules without it"),
+        (["--phrasing", "llm"], "go with --llm-model"),
+        (["--decomposer", "rules", "--llm-model", "m"], "and rules without"),
         (["--llm-model", "m", "--llm-budget", "1"], "--llm-budget needs"),
     ],
 )
@@ -502,6 +524,76 @@ def test_draft_shows_one_round_trip(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["draft", "Seen by Dr. Miller.", *run])
         assert "not sent: the text seems to hold a name after a title" in result.output
         assert len(server.seen) == 1
+
+
+# -- wording
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'The "effusion" speaks of a Pleural Effusion, which is not present, in the left lung.',
+        'The "effusion" is likely a Pleural Effusion, present in the left lung.',
+        'The "effusion" is a Pleural Effusion, present or absent in the left lung.',
+        'The "effusion" is a Pleural Effusion or Edema, present in the left lung.',
+        'The "effusion" is a "Pleural Effusion", present in the left lung.',
+        'The "effusion" is a Pleural Effusion, present somewhere.',
+        "An effusion is a Pleural Effusion, present in the left lung.",
+    ],
+)
+def test_a_free_line_that_could_mean_something_else_is_no_step(line: str) -> None:
+    assert read_step(line, BANKS) is None
+
+
+def test_a_model_words_steps_and_only_what_reads_back_is_taken(tmp_path: Path) -> None:
+    report = "Small left pleural effusion. No pneumothorax. Mild cardiomegaly."
+
+    def word(text: str, schema: Row) -> Row:
+        if not text.startswith("{"):
+            return {"line": "As I said."}
+        step = json.loads(text)
+        if step["disease"] == "Cardiomegaly":
+            step["regions"] = ["left lung"]  # it gets the place wrong
+        where = " and ".join(step["regions"])
+        said = f'"{step["finding"]}" comes first; so {step["disease"]} is {step["assertion"]} in'
+        return {"line": f"{said} the {where}, I think."}
+
+    table, out = a_table(tmp_path / "t.csv", [report]), tmp_path / "out"
+    with Double(word) as server:
+        flags = [
+            "build",
+            "--source",
+            "table",
+            "--root",
+            table,
+            "--id-column",
+            "study",
+            "--out",
+            out,
+        ]
+        flags += ["--findings-column", "findings", "--decomposer", "rules", "--phrasing", "llm"]
+        flags += ["--llm-model", "m", "--llm-base-url", server.url, "--workers", "1"]
+        for more in ([], ["--resume"]):  # the second time nothing is asked
+            result = CliRunner().invoke(app, [*map(str, flags), *more])
+            assert result.exit_code == 0, result.output
+            assert "worded 2 of 3 distinct steps" in result.output
+            assert len(server.seen) == 4
+    row = next(read_studies(out))
+    steps = tuple(map(Step.of, row["chains"]))
+    banks = with_phrasings(BANKS, out)
+    study = {**row, "images": [{"path": "a.png", "image_id": "a", "view": "PA"}]}
+    study["images"][0].update(width=10, height=10)
+    (example,) = EXAMPLES["mcl"](study, banks, Frame())
+    think = Answer.parse(example["completion"][0]["content"]).think
+    assert think.count(", I think.") == 2
+    assert read_steps(think, BANKS) == steps
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert (manifest["phrasing"]["accepted"], manifest["phrasing"]["rejected"]) == (2, 1)
+    (fallen,) = [
+        row for row in map(json.loads, (out / PHRASINGS).open()) if row["outcome"] == "rejected"
+    ]
+    assert fallen["raw"] == '{"line": "As I said."}'
+    assert fallen["why"] == "it does not read back as a step"
 
 
 def test_a_drafter_without_answers_says_so(tmp_path: Path) -> None:

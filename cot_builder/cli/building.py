@@ -41,8 +41,8 @@ from cot_builder.cli.options import (
 from cot_builder.errors import UserError
 
 if TYPE_CHECKING:
-    from cot_builder.llm import Estimate
-    from cot_builder.pipeline import Manifest, Progress
+    from cot_builder.llm import Endpoint, Estimate
+    from cot_builder.pipeline import BuildOptions, Manifest, Progress
 
 MARKS: Final = "For sources of boxes"
 IU: Final = "For --source iu_xray"
@@ -72,6 +72,13 @@ class DecomposerKind(StrEnum):
 
     rules = "rules"
     hybrid = "hybrid"
+    llm = "llm"
+
+
+class Phrasing(StrEnum):
+    """Who puts the steps of reasoning in words."""
+
+    template = "template"
     llm = "llm"
 
 
@@ -230,6 +237,14 @@ def build(
             rich_help_panel=LLM,
         ),
     ] = None,
+    phrasing: Annotated[
+        Phrasing,
+        typer.Option(
+            help="llm: a model also words each step of reasoning, for training; a line that does "
+            "not read back as its step is left to the templates.",
+            rich_help_panel=LLM,
+        ),
+    ] = Phrasing.template,
     llm_model: LlmModel = None,
     llm_base_url: LlmBaseUrl = "https://api.openai.com/v1",
     llm_key_variable: LlmKeyVariable = "OPENAI_API_KEY",
@@ -290,26 +305,31 @@ def build(
     if invert_images and image_scale is None:
         raise UserError("--invert-images needs --image-scale: originals are never changed")
     kind = decomposer or (DecomposerKind.hybrid if llm_model else DecomposerKind.rules)
-    if (kind is DecomposerKind.rules) != (llm_model is None):
-        raise UserError("--decomposer llm and hybrid go with --llm-model, and rules without it")
+    asks = phrasing is Phrasing.llm or kind is not DecomposerKind.rules
+    if asks != (llm_model is not None):
+        raise UserError(
+            "--decomposer hybrid or llm and --phrasing llm go with --llm-model, and rules without"
+        )
+    asked = endpoint(
+        llm_model or "",
+        llm_base_url,
+        key_variable=llm_key_variable,
+        zero_retention_host=zero_retention_host,
+        temperature=llm_temperature,
+        max_tokens=llm_max_tokens,
+        concurrency=llm_concurrency,
+        timeout=llm_timeout,
+        price_in=llm_price_in,
+        price_out=llm_price_out,
+        budget=llm_budget,
+    )
+    kept = llm_cache or out.with_name(f"{out.name}.llm.sqlite")
     drafting = None
-    if llm_model and kind is not DecomposerKind.rules:
+    if kind is not DecomposerKind.rules:
         drafting = Drafting(
             kind="llm" if kind is DecomposerKind.llm else "hybrid",
-            endpoint=endpoint(
-                llm_model,
-                llm_base_url,
-                key_variable=llm_key_variable,
-                zero_retention_host=zero_retention_host,
-                temperature=llm_temperature,
-                max_tokens=llm_max_tokens,
-                concurrency=llm_concurrency,
-                timeout=llm_timeout,
-                price_in=llm_price_in,
-                price_out=llm_price_out,
-                budget=llm_budget,
-            ),
-            cache=llm_cache or out.with_name(f"{out.name}.llm.sqlite"),
+            endpoint=asked,
+            cache=kept,
             batch=llm_batch,
         )
     options = BuildOptions(
@@ -354,6 +374,10 @@ def build(
                 jobs = build_part(options, portion, progress=progress)
             else:
                 manifest = run_build(options, progress=progress, estimated=_print_estimate)
+                if phrasing is Phrasing.llm:
+                    manifest = _phrase(
+                        options, asked, kept, manifest, batch=llm_batch, bar=progress
+                    )
     except KeyboardInterrupt:
         typer.echo("stopped; the same command with --resume goes on from here", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -448,11 +472,55 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _print_estimate(estimate: Estimate) -> None:
+def _phrase(
+    options: BuildOptions,
+    asked: Endpoint,
+    cache: Path,
+    manifest: Manifest,
+    *,
+    batch: bool,
+    bar: Callable[[Progress], None],
+) -> Manifest:
+    """Let a model word the steps of a dataset that was built, with what the budget has left."""
+    from dataclasses import replace
+
+    from cot_builder.llm import Client
+    from cot_builder.phrasing import phrase
+    from cot_builder.pipeline import Progress
+
+    source = manifest["source"]
+    if asked.budget is not None:
+        spent = manifest.get("llm", {}).get("tokens", {}).get("usd") or 0.0
+        asked = replace(asked, budget=max(0.0, asked.budget - spent))
+    with Client(
+        asked,
+        cache,
+        credentialed=source["name"] if source["credentialed"] else None,
+        run=f"phrasing {options.out.resolve()}",
+    ) as client:
+        total = 0
+
+        def estimated(estimate: Estimate) -> None:
+            nonlocal total
+            total = estimate.requests
+            _print_estimate(estimate, "steps to word")
+
+        table = phrase(
+            options.out,
+            options.release.banks,
+            client,
+            batch=batch,
+            progress=lambda tally: bar(Progress(tally.done, total, 0, "steps", str(tally))),
+            estimated=estimated,
+        )
+    return {**manifest, "phrasing": table}
+
+
+def _print_estimate(estimate: Estimate, what: str = "sentences to ask") -> None:
     cost = "" if estimate.cost is None else f", {estimate.cost:,.2f} USD"
     how = "as measured so far" if estimate.measured else "a guess, as long as none is measured"
     typer.echo(
-        f"sentences to ask: {estimate.requests:,}, of which {estimate.kept:,} are answered; the "
+        f"{what}: {estimate.requests:,}, of which {estimate.kept:,} are answered; the "
         f"others take about {estimate.tokens_in:,} tokens in and {estimate.tokens_out:,} out{cost} "
         f"({how}; repairs not counted)",
         err=True,
@@ -475,6 +543,12 @@ def _print_summary(manifest: Manifest, out: Path, seconds: float) -> None:
     )
     if llm := manifest.get("llm"):
         console.print(llm_line(llm), highlight=False, soft_wrap=True)
+    if worded := manifest.get("phrasing"):
+        console.print(
+            f"The model worded {worded['accepted']:,} of {worded['steps']:,} distinct steps; the "
+            "others keep the templates",
+            highlight=False,
+        )
     if defects := rejects["by_reason"].get("internal_error", 0):
         typer.echo(
             f"cot-builder: {defects} studies met a defect of the tool itself (internal_error in "
