@@ -367,6 +367,8 @@ def build(
         command=without_folders(shlex.join(["cot-builder", *sys.argv[1:]])),
     )
     portion = Portion.parse(shard) if shard else None
+    if portion and phrasing is Phrasing.llm:
+        raise UserError("--phrasing llm words the steps of a whole dataset: leave out --shard")
     started = time.monotonic()
     try:
         with _progress_bar() as progress, extra("scale", "--llm-model"):
