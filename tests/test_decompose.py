@@ -46,6 +46,12 @@ SENTENCES = [
     ("Interval resolution of the right effusion; stable mild cardiomegaly.", "PE-R CM+CS"),
     ("Degenerative changes of the thoracic spine.", "--+SP"),
     ("No acute fracture.", "FX-SP"),
+    # What was not there before is there now; advice is nothing seen; no change is no verdict.
+    ("A nodule in the right base was not clearly seen previously.", "LL+R"),
+    ("A nodule in the right base is not clearly seen.", "LL-R"),
+    ("Chest tube placement was recommended.", ""),
+    ("No change in the appearance of the mediastinum.", "EC?ME"),
+    ("No change in the size of the left effusion.", "PE+L"),
     # Normal statements.
     ("Heart size and mediastinal contours are normal.", "CM-CS EC-ME"),
     ("Cardiac, mediastinal and hilar contours are normal.", "CM-CS EC-ME NF+LH/RH"),
@@ -191,6 +197,35 @@ def test_a_misspelt_finding_is_marked(decomposer: Decomposer) -> None:
     assert decompose(decomposer, "Status post injection.").chains == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Left base opacity. Findings suggest pneumonia.", "LO+L PN?L"),
+        (
+            "New right upper lobe consolidation. This may be aspiration or infection.",
+            "CO+R PN?R PN?R",
+        ),
+        ("Left opacity. Differential includes edema. It may be pneumonia.", "LO+L ED?L PN?L"),
+        ("Left base opacity. Findings suggest right basilar pneumonia.", "LO+L PN?R"),
+        ("Left base opacity. Heart is normal. Findings suggest edema.", "LO+L CM-CS ED?W"),
+        ("No left base opacity. Findings suggest edema.", "LO-L ED?W"),
+        ("The left lung is clear. Findings suggest edema.", "NF+L ED?W"),
+        ("Left base opacity. No pneumothorax.", "LO+L PX-W"),
+        ("Left PICC. This may be edema.", "SD+ME ED?W"),
+    ],
+)
+def test_a_sentence_that_refers_back_lies_where_the_one_before_does(
+    decomposer: Decomposer, text: str, expected: str
+) -> None:
+    assert codes(decompose(decomposer, text)) == expected
+
+
+def test_the_first_sentence_of_a_section_refers_to_none_of_another(decomposer: Decomposer) -> None:
+    texts = ("Left base opacity.", "This may be pneumonia.")
+    found = decomposer.decompose([Section("findings", texts[0]), Section("impression", texts[1])])
+    assert codes(found) == "LO+L PN?W"
+
+
 def test_a_part_of_the_report_outside_the_chest_gives_nothing(decomposer: Decomposer) -> None:
     text = "Ankle. There is a fracture. Chest. Lungs are clear."
     assert codes(decompose(decomposer, text)) == "NF+W"
@@ -265,6 +300,7 @@ def test_a_long_line_is_bounded(decomposer: Decomposer) -> None:
         (GOLD.with_name("mimic_style_dev2.jsonl"), 0.95, 0.96, 0.90, 0.96),
         (GOLD.with_name("mimic_style_typical.jsonl"), 0.98, 0.98, 0.95, 0.98),
         (GOLD.with_name("mixed_style_heldout.jsonl"), 0.93, 0.94, 0.85, 0.93),
+        (GOLD.with_name("mimic_style_wards.jsonl"), 0.99, 0.99, 0.98, 0.99),
         (SHARED_GOLD, 0.98, 0.95, 0.90, 0.97),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else None,
@@ -293,7 +329,7 @@ def test_gold_reports(
     assert scores.by_assertion["positive"].f1 >= positive
     assert scores.by_assertion["uncertain"].f1 >= uncertain
     assert scores.region_accuracy >= region
-    assert scores.offsets_exact == scores.offsets > 400
+    assert scores.offsets_exact == scores.offsets > 250
 
 
 def test_two_sides_are_the_whole_lung(decomposer: Decomposer) -> None:

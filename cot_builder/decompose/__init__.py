@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from cot_builder.decompose.grammar import parse
 from cot_builder.decompose.lexicon import Lexicon, compile_lexicon
 from cot_builder.decompose.parse import Mention, Parse
+from cot_builder.decompose.places import lends_on, takes_back
 from cot_builder.decompose.units import fold
 from cot_builder.records import (
     Assertion,
@@ -40,6 +41,8 @@ class Told(NamedTuple):
     severity: str | None
     temporal: str | None
     rule: str
+    lends: bool = False  # its regions, to a sentence behind it that refers back
+    takes: bool = False  # those of the sentence before, if that lends any
 
 
 class SentenceResult(NamedTuple):
@@ -52,7 +55,8 @@ class SentenceResult(NamedTuple):
 class Decomposer:
     """Turns the sections of a report into chains; holds compiled banks and a cache of sentences.
 
-    Results never depend on the cache: a sentence is decomposed without its neighbours.
+    Results never depend on the cache: a sentence is decomposed without its neighbours, and what
+    refers to the one before takes its regions when chains are made.
     """
 
     def __init__(self, banks: Banks, *, cache: bool = True) -> None:
@@ -92,13 +96,19 @@ def assemble(read: Iterable[tuple[Sentence, SentenceResult | None]]) -> Decompos
     chains: list[Chain] = []
     unmapped: list[Unmapped] = []
     sentences = bearing = covered = 0
+    lent: tuple[str, ...] = ()  # regions, by the sentence before
     for sentence, result in read:
         sentences += 1
         if result is None:
             continue
         bearing += result.bearing
         covered += bool(result.told)
+        before, lent = lent if sentence.index else (), ()
         for told in result.told:
+            if before and told.takes:
+                told = told._replace(regions=before, lends=True)
+            if told.lends and not lent:
+                lent = told.regions
             if told.disease is None:
                 unmapped.append(_unmapped(told, sentence))
             else:
@@ -135,7 +145,7 @@ def _tell(mention: Mention, text: str, p: Parse) -> list[Told]:
         Told(
             text[start:end], start, end, disease, "stated" if observation.stated else "implied",
             mention.assertion, in_bank_order(mention.regions), observation.concepts, severity,
-            mention.temporal, rule_id(mention, p),
+            mention.temporal, rule_id(mention, p), lends_on(mention), takes_back(p, mention),
         )
         for disease in observation.diseases or (None,)
     ]  # fmt: skip

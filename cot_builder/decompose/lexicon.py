@@ -179,6 +179,7 @@ class Lexicon(NamedTuple):
     whole_chest: Observation
     outside: frozenset[str]
     chest: frozenset[str]
+    refers: frozenset[str]
     version: str
 
 
@@ -223,6 +224,7 @@ def compile_lexicon(banks: Banks) -> Lexicon:
         whole_chest=normal["heart_and_lungs"]._replace(rule="structures.generic"),
         outside=frozenset(banks.attributes["body_parts"]["outside"]),
         chest=frozenset(banks.attributes["body_parts"]["chest"]),
+        refers=frozenset(banks.attributes["refers"]["words"]),
         version=banks.version,
     )
 

@@ -339,6 +339,23 @@ def _is_strong(mention: Mention) -> bool:
     return any(not weak for _, _, weak in mention.places)
 
 
+# -- places of the sentence before
+
+
+def lends_on(mention: Mention) -> bool:
+    """Tell whether the next sentence, if it refers back, lies where a mention lies."""
+    return _lends(mention) and mention.observation.site.sided and not mention.observation.normal
+
+
+def takes_back(p: Parse, mention: Mention) -> bool:
+    """Tell whether a mention lies where the sentence before says: "Findings suggest pneumonia."."""
+    if mention.places or mention.said or mention.denied or mention.observation.fixed:
+        return False
+    first = min(mention.first, p.past(0, lambda t: t.determiner or t.adverb or t.modifier))
+    begins = p.text(first).partition(" ")[0] in p.lexicon.refers
+    return begins and mention.observation.site.sided
+
+
 # -- regions
 
 
