@@ -215,7 +215,7 @@ def test_corners_read_as_widths_are_suspected(tmp_path: Path) -> None:
 
 
 def test_a_dataset_without_boxes_is_refused(tmp_path: Path) -> None:
-    options = SourceOptions(banks=load_banks())
+    options = SourceOptions(banks=load_banks(), limit=1)  # the demo's first study has none
     build(BuildOptions(source="demo", release=options, out=tmp_path / "out"))
     with pytest.raises(UserError, match="holds no box"):
         checked(tmp_path / "out")

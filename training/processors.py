@@ -63,21 +63,25 @@ def load_processor(
 
     It pads on the left, as generation needs. Raises UserError when there is none.
     """
-    budget = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    chosen: dict[str, Any] = {n: number for n, number in budget.items() if number is not None}
     try:
         kind = model_kind(model, revision)
         auto = is_torchvision_available() or kind not in IMAGE_ONLY
         processor = (AutoProcessor if auto else IMAGE_ONLY[kind]).from_pretrained(
-            model, revision=revision or "main", padding_side="left", **chosen
+            model, revision=revision or "main"
         )
-        processor.tokenizer.padding_side = "left"
-        return processor
     except (OSError, ValueError) as error:
         raise UserError(
             f"no processor at {model}: expected the folder of a Qwen-VL model, or its name on the "
             f"Hub ({str(error).splitlines()[0]})"
         ) from None
+    processor.tokenizer.padding_side = "left"
+    images = processor.image_processor
+    # Told to from_pretrained, they would reach the tokenizer too, and from there every call.
+    images.size = type(images.size)(
+        shortest_edge=min_pixels or images.size["shortest_edge"],
+        longest_edge=max_pixels or images.size["longest_edge"],
+    )
+    return processor
 
 
 def model_kind(model: str | Path, revision: str | None = None) -> str:

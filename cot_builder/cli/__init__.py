@@ -18,6 +18,7 @@ from cot_builder.cli import (
     publishing,
     reproducing,
     review,
+    training,
 )
 from cot_builder.errors import UserError
 
@@ -88,6 +89,16 @@ GROUPS: Final = {
             "apply": review.apply,
             "agree": review.agree,
             "learn": review.learn,
+        },
+    ),
+    "train": (
+        "Train the three stages on a dataset, all or one.",
+        {
+            "all": training.train_all,
+            "mcl": training.mcl,
+            "svr": training.svr,
+            "adapter": training.adapter,
+            "merge": training.merge,
         },
     ),
 }

@@ -1,17 +1,21 @@
-"""The shipped corpus: reduced images of NIH ChestX-ray14 with invented reports."""
+"""The shipped corpus: reduced images of NIH ChestX-ray14 and its boxes, with invented reports."""
 
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from cot_builder.boxes import XYXY, Box
 from cot_builder.errors import UserError
-from cot_builder.records import Image, Section
+from cot_builder.records import Grounded, Image, Rejected, Report, Section
 from cot_builder.sources.contract import (
     OPEN,
     SPLITS,
     Loaded,
+    Mark,
     Plan,
     Source,
     SourceOptions,
@@ -59,11 +63,40 @@ def plan(options: SourceOptions) -> Plan:
 
 
 def load(task: Task, options: SourceOptions) -> Loaded:
-    """Split one report of the corpus, and look at its images."""
+    """Split one report of the corpus, look at its images, and tie their boxes to its words."""
     try:
-        return loaded(NAME, task, task.texts, options, root=options.root or CORPUS)
+        found = loaded(NAME, task, task.texts, options, root=options.root or CORPUS)
     except UnusableError as error:
         return not_loaded(NAME, task, error)
+    if not (found.report and task.marks):
+        return found
+    grounded: list[Grounded] = []
+    rejects = list(found.rejects)
+    for mark in task.marks:
+        try:
+            grounded.append(_grounded(mark, found.report))
+        except UnusableError as error:
+            rejects.append(Rejected(NAME, mark.place, error.reason, error.detail, task.study_id))
+    return Loaded(replace(found.report, grounded=tuple(grounded)), tuple(rejects))
+
+
+def _grounded(mark: Mark, report: Report) -> Grounded:
+    """Find a mark's phrase in a report, over any white space, and box it."""
+    words = re.compile(r"\s+".join(map(re.escape, mark.phrase.split())))
+    spans = ((s.name, found.span()) for s in report.sections if (found := words.search(s.text)))
+    section, (start, end) = next(spans, ("", (0, 0)))
+    image = next((image for image in report.images if image.image_id == mark.image_id), None)
+    if not end:
+        raise UnusableError("phrase_not_in_report", f"{mark.phrase!r:.80}")
+    if not (image and image.width and image.height and mark.box):
+        raise UnusableError("box_without_image", f"image {mark.image_id} cannot be used")
+    box, reason = Box.clipped(
+        *mark.box, width=image.width, height=image.height, image_id=image.image_id,
+        source=NAME, kind=mark.kind,
+    )  # fmt: skip
+    if box is None or reason:
+        raise UnusableError(reason or "box_outside", f"{mark.box}")
+    return Grounded(section, start, end, mark.classes[0] if mark.classes else None, (box,))
 
 
 def _task(study: dict[str, Any], place: str) -> Task:
@@ -74,8 +107,20 @@ def _task(study: dict[str, Any], place: str) -> Task:
     if not isinstance(study["report"], str):
         raise TypeError(f"the report is {study['report']!r:.60}")
     split = SPLITS[study["split"]] if study.get("split") else None
+    marks = tuple(
+        Mark(place, Path(image["path"]).stem, box["phrase"], _corners(box["xyxy"]), (box["label"],))
+        for image in study.get("images", ())
+        for box in image.get("boxes", ())
+    )
     texts = (Section("", study["report"]),)
-    return Task(study["study_id"], study.get("subject_id"), split, place, images, texts)
+    return Task(
+        study["study_id"], study.get("subject_id"), split, place, images, texts, marks=marks
+    )
+
+
+def _corners(numbers: Any) -> XYXY:
+    x1, y1, x2, y2 = map(float, numbers)
+    return x1, y1, x2, y2
 
 
 SOURCE: Final = Source(

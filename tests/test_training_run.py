@@ -1,0 +1,295 @@
+"""The three stages on the demo corpus and a tiny model, in one process and one chain of runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+from cot_builder.boxes import Frame, Pixels
+from cot_builder.errors import UserError
+from cot_builder.images import Scaling
+from cot_builder.pipeline import BuildOptions, build
+from cot_builder.sources import SourceOptions
+from knowledge_banks import load_banks
+from training.checkpoints import base_of, read_checkpoint
+from training.conversations import columns, open_source
+from training.models import load_checkpoint, merge, part_of
+from training.preflight import Finding, preflight
+from training.recipe import load_recipe
+from training.resume import newest_checkpoint
+from training.run import RunOptions, pick_samples, train
+from training.watching import complete, read_metrics
+
+BANKS = load_banks()
+SHORT = (
+    "mcl.epochs=1", "mcl.max_steps=6", "svr.max_steps=4", "svr.generations=2", "svr.completion=96",
+    "svr.limit=8", "adapter.max_steps=6", "run.save_every=2", "run.log_every=1",
+    "run.sample_every=4", "run.samples=1", "run.keep=9",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo corpus with reduced images."""
+    out = tmp_path_factory.mktemp("demo") / "dataset"
+    build(
+        BuildOptions(
+            source="demo", release=SourceOptions(banks=BANKS), out=out,
+            frame=Frame("norm1000", Pixels(), 0.25), scaling=Scaling(0.25),
+        )
+    )  # fmt: skip
+    return out
+
+
+def options(demo: Path, out: Path, *changes: str, **given: Any) -> RunOptions:
+    return RunOptions(
+        **{
+            "stages": ("mcl", "svr", "adapter"), "recipe": load_recipe("smoke", [*SHORT, *changes]),
+            "datasets": (str(demo),), "out": out, "banks": BANKS, **given,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of all stages."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    assert train(options(demo, out)) == (out / "adapter").resolve()
+    return out
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# -- conversations
+
+
+@pytest.mark.parametrize(
+    ("stage", "reward", "count"),
+    [("mcl", "set", 18), ("svr", "set", 26), ("svr", "paper", 10), ("adapter", "set", 8)],
+)
+def test_columns(demo: Path, stage: str, reward: str, count: int) -> None:
+    source = open_source(str(demo))
+    rows = columns([source], stage, frame=source.frame, banks=BANKS, reward=reward)
+    assert len(rows) == count
+    assert rows[0]["images"][0].size == (128, 128)
+    assert {name for name in rows.column_names if name in ("completion", "solution")}
+
+
+def test_images_of_a_dataset_without_its_own_are_asked_for(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path / "bare")
+    manifest = json.loads((demo / "manifest.json").read_text()) | {"images": None}
+    (tmp_path / "bare/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="--image-root"):
+        open_source(str(tmp_path / "bare"))
+    assert open_source(str(tmp_path / "bare"), tmp_path).frame.scale == 1
+
+
+def test_no_such_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="OWNER/NAME@REVISION"):
+        open_source(str(tmp_path / "nothing"))
+
+
+# -- a run
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_it_says(run: Path) -> None:
+    for stage, base in (("mcl", "../base"), ("svr", "../mcl"), ("adapter", "../svr")):
+        manifest = read_checkpoint(run / stage)
+        assert manifest
+        assert (manifest["stage"], manifest["base"]) == (stage, base)
+        assert Frame.from_row(manifest["frame"]) == Frame("norm1000", Pixels(), 0.25)
+        assert (run / stage / "README.md").read_text().startswith("---\nlibrary_name: ")
+        assert not list((run / stage).glob("checkpoint-*"))
+        assert list((run / "tensorboard" / stage).iterdir())
+    assert (run / "curves.png").stat().st_size > 10_000
+    assert {path.name for path in (run / "samples").glob("*.png")} >= {
+        "mcl-000004.png", "mcl-000006.png", "svr-000004.png", "adapter-000006.png"
+    }  # fmt: skip
+    rows = list(read_metrics(run))
+    losses = [row["loss"] for row in rows if row["stage"] == "mcl" and "loss" in row]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    assert {"reward", "kl", "rewards/format_reward/mean"} <= set().union(*rows)
+    assert list((run / "svr/completions").glob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_the_adapter_sits_on_the_language_model_and_leaves_the_base_alone(
+    run: Path, demo: Path, tmp_path: Path
+) -> None:
+    before = load_checkpoint(run / "svr").model.state_dict()
+    loaded = load_checkpoint(run / "adapter")
+    names = [name for name, _ in loaded.model.named_parameters() if "lora_" in name]
+    assert len(names) == 28
+    assert {part_of(name) for name in names} == {"language"}
+    for name, weight in loaded.model.state_dict().items():
+        if "lora_" not in name:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            assert weight.equal(before[plain]), name
+    source = open_source(str(demo))
+    (sample,) = pick_samples(columns([source], "adapter", frame=source.frame, banks=BANKS), 1)
+    said = complete(loaded.model, loaded.processor, sample, tokens=12)
+    assert said.strip()
+    merge(run / "adapter", tmp_path / "merged")
+    merged = load_checkpoint(tmp_path / "merged")
+    assert merged.frame == loaded.frame
+    assert complete(merged.model, merged.processor, sample, tokens=12) == said
+
+
+@pytest.mark.slow
+def test_a_moved_run_finds_its_base(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "moved")
+    assert base_of(tmp_path / "moved/adapter") == str((tmp_path / "moved/svr").resolve())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["mcl", "svr", "adapter"])
+def test_resumed_is_the_same_as_never_stopped(
+    stage: str, run: Path, demo: Path, tmp_path: Path
+) -> None:
+    """A stage killed in the middle of its third step, after a checkpoint and half of another."""
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    shutil.rmtree(out / stage)
+    shutil.copy(run / "metrics.jsonl", out)
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from transformers import TrainerCallback
+from training import run, watching
+import test_training_run as t
+from pathlib import Path
+def die(self, args, state, control, **_):
+    if state.global_step == 3:
+        os.kill(os.getpid(), 9)
+watching.Bar.on_step_begin = die
+run.train(t.options(Path({str(demo)!r}), Path({str(out)!r}), stages=({stage!r},), resume=True))
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False, env=environment())
+    assert killed.returncode == -signal.SIGKILL
+    assert newest_checkpoint(out / stage) == out / stage / "checkpoint-2"
+    (out / stage / "checkpoint-3").mkdir()  # one that was being written
+    train(options(demo, out, stages=(stage,), resume=True))
+    weights = "adapter_model.safetensors" if stage == "adapter" else "model.safetensors"
+    assert digest(out / stage / weights) == digest(run / stage / weights)
+    steps = [row["step"] for row in read_metrics(out) if row["stage"] == stage and "loss" in row]
+    assert steps == sorted(set(steps)), "a step that is taken again is logged once"
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@pytest.mark.slow
+def test_two_processes(demo: Path, tmp_path: Path) -> None:
+    changes = [word for change in SHORT for word in ("--set", change)]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+        "29653", "--no-python", sys.executable, "-c", "from cot_builder.cli import main; main()",
+        "train", "all", "--recipe", "smoke", "--dataset", str(demo), "--out", str(tmp_path / "run"),
+        *changes,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, check=False, env=environment(), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("mcl", "svr", "adapter"):
+        assert read_checkpoint(tmp_path / "run" / stage)
+    rows = [row for row in read_metrics(tmp_path / "run") if row["stage"] == "mcl"]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_a_folder_with_another_run_is_refused(run: Path, demo: Path) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        train(options(demo, run))
+    with pytest.raises(UserError, match=r"recipe svr beta was 0\.04, is 0\.1"):
+        train(options(demo, run, "svr.beta=0.1", resume=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parts", [("vision",), ("projector",), ("vision", "adapter"), ("projector", "adapter")]
+)
+def test_table_5(parts: Sequence[str], run: Path, demo: Path, tmp_path: Path) -> None:
+    listed = ", ".join(f'"{part}"' for part in parts)
+    given = options(
+        demo, tmp_path / "run", f"adapter.trainable=[{listed}]", "adapter.max_steps=2",
+        stages=("adapter",), base=str(run / "svr"),
+    )  # fmt: skip
+    trained = load_checkpoint(train(given))
+    before = load_checkpoint(run / "svr").model.state_dict()
+    changed = set()
+    if "adapter" in parts:
+        trained.model.merge_and_unload()
+        model = trained.model.base_model.model
+    else:
+        model = trained.model
+    for name, weight in model.state_dict().items():
+        if not weight.equal(before[name]):
+            changed.add("adapter" if part_of(name) == "language" else part_of(name))
+    assert changed == set(parts)
+
+
+# -- preflight
+
+
+def found(demo: Path, out: Path, *changes: str, **given: Any) -> dict[tuple[str, str], Finding]:
+    return {(f.stage, f.name): f for f in preflight(options(demo, out, *changes, **given))}
+
+
+@pytest.mark.slow
+def test_all_is_well(demo: Path, tmp_path: Path) -> None:
+    findings = found(demo, tmp_path / "run")
+    assert [finding for finding in findings.values() if not finding.well] == []
+    assert {stage for stage, _ in findings} == {"mcl", "svr", "adapter"}
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "check", "said"),
+    [
+        ("svr.completion=9", "lengths", "completion = 9: the longest right answer has"),
+        ("svr.generations=1", "groups", "generations = 1"),
+        ("svr.temperature=0", "groups", "temperature = 0"),
+        ("svr.batch_size=99", "groups", "99 prompts a step, and there are 8"),
+        ("model.frame=quarter_pixels", "data and frame", ""),
+    ],
+)
+def test_what_is_not_well(demo: Path, tmp_path: Path, change: str, check: str, said: str) -> None:
+    finding = found(demo, tmp_path / "run", change, stages=("svr",))["svr", check]
+    assert finding.well is (not said)
+    assert said in finding.said
+
+
+@pytest.mark.slow
+def test_broken_images_are_seen(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path / "broken")
+    for image in (tmp_path / "broken/images/images").glob("*.jpg"):
+        image.write_bytes(b"")
+    findings = found(tmp_path / "broken", tmp_path / "run", stages=("mcl",))
+    assert "cannot be read" in findings["mcl", "images"].said
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_frame_is_refused(run: Path, demo: Path, tmp_path: Path) -> None:
+    given = options(demo, tmp_path / "run", "model.max_pixels=50176", stages=("svr",))
+    with pytest.raises(UserError, match="max_pixels"):
+        train(replace(given, base=str(run / "mcl")))
