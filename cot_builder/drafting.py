@@ -157,7 +157,7 @@ class Drafter:
         """Return the sentences of a study that are to be asked."""
         read = list(self.decomposer.read(sections))
         asked = [read[place][0].text for place in self._open(read)]
-        return [] if self.holds(sentence.text for sentence, _ in read) else asked
+        return [] if asked and self.holds(sentence.text for sentence, _ in read) else asked
 
     def decompose(self, sections: Sequence[Section]) -> Drafted:
         """Decompose a study; with `hybrid`, a sentence without an answer stays as it was."""

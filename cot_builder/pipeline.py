@@ -478,9 +478,13 @@ class Worker:
         release = replace(self.options.release, check_images=False)  # once is enough
         asked: dict[str, None] = {}
         for task in job.tasks:
-            with suppress(Exception):  # what is wrong with it, `build_study` will say
+            try:
                 if report := self.source.load(task, release).report:
                     asked.update(dict.fromkeys(self.drafter.to_ask(self._chosen(report))))
+            except UserError:
+                raise
+            except Exception:  # a defect of ours: `build_study` will say so
+                continue
         content = json.dumps({"key": job.key, "sentences": list(asked)}).encode()
         parts = self.options.out / UNFINISHED
         write_whole(_asks_file(self.options, job), content, scratch=parts)

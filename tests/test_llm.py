@@ -133,6 +133,9 @@ def test_equal_requests_are_made_once_now_and_later(tmp_path: Path) -> None:
     with Double(lambda text, schema: ECHO, latency=0.02) as server:
         texts = ["a", "b", "a", "a", "c"] * 5
         assert [reply.parsed for reply in asked(server, tmp_path / "c", *texts)] == [ECHO] * 25
+        wanted = server.seen[0].body["response_format"]["json_schema"]
+        assert (wanted["schema"], wanted["strict"]) == (SCHEMA, True)
+        assert "stream" not in server.seen[0].body
         assert server.texts == {"a": 1, "b": 1, "c": 1}
         asked(server, tmp_path / "c", "c", "d")
         assert server.texts["c"] == server.texts["d"] == 1

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 from cot_builder import __version__
 from cot_builder.boxes import Frame
 from cot_builder.checks import Entry, entry
-from cot_builder.conversations import EXAMPLES
+from cot_builder.conversations import EXAMPLES, with_phrasings
 from cot_builder.dataset import (
     MANIFEST,
     REJECTS,
@@ -235,10 +235,11 @@ def _write_examples(
 ) -> dict[str, list[File]]:
     frame = Frame.from_row(dataset["frame"])
     images = _image_files(options) if how.pixels else None
+    banks = with_phrasings(options.banks, options.dataset)
 
     def rows(task: str, shard: str) -> Iterator[Row]:
         for study in read_studies(options.dataset, shard=shard):
-            for row in EXAMPLES[task](study, options.banks, frame):
+            for row in EXAMPLES[task](study, banks, frame):
                 yield with_image(row, images)
 
     return {
