@@ -200,8 +200,8 @@ def environment() -> dict[str, str]:
 def test_two_processes(demo: Path, tmp_path: Path) -> None:
     changes = [word for change in SHORT for word in ("--set", change)]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-        "29653", "--no-python", sys.executable, "-c", "from cot_builder.cli import main; main()",
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "--no-python", sys.executable, "-c", "from cot_builder.cli import main; main()",
         "train", "all", "--recipe", "smoke", "--dataset", str(demo), "--out", str(tmp_path / "run"),
         *changes,
     ]  # fmt: skip

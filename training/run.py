@@ -23,7 +23,7 @@ from typing import Any, Final
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, Image, List, disable_progress_bars
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
@@ -187,7 +187,7 @@ def frame_and_processor(recipe: Recipe, data: Frame, base: str) -> tuple[Frame, 
 def pick_samples(rows: Dataset, count: int) -> list[Sample]:
     """Return a few examples, spread over all, for the model to answer now and then."""
     few = min(count, len(rows))
-    chosen = rows.cast_column("images", _paths(rows)).select(
+    chosen = rows.cast_column("images", List(Image(decode=False))).select(
         [place * len(rows) // few for place in range(few)]
     )
     return [
@@ -201,12 +201,6 @@ def pick_samples(rows: Dataset, count: int) -> list[Sample]:
         )
         for row in chosen
     ]
-
-
-def _paths(rows: Dataset) -> Any:
-    from datasets import Image, List
-
-    return List(Image(decode=False))
 
 
 # -- the run's folder
