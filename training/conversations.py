@@ -17,7 +17,7 @@ from datasets import Dataset, Features, Image, List, Value
 from huggingface_hub import snapshot_download
 
 from cot_builder.boxes import Frame, Size
-from cot_builder.conversations import EXAMPLES
+from cot_builder.conversations import EXAMPLES, with_phrasings
 from cot_builder.dataset import MANIFEST, read_manifest, read_studies
 from cot_builder.errors import UserError
 from cot_builder.images import derivative
@@ -113,9 +113,10 @@ def examples(
     make = EXAMPLES[TASKS[stage]]
     for source in sources:
         own = frame._replace(scale=source.frame.scale)
+        worded = with_phrasings(banks, source.folder)
         for study in read_studies(source.folder):
             if (study["split"] or "train") == split:
-                for example in make(study, banks, own):
+                for example in make(study, worded, own):
                     row = example | {"images": [str(source.image(example["image_path"]))]}
                     yield _rewarded(row, own) if stage == "svr" else row
 
