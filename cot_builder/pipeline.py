@@ -12,6 +12,7 @@ import gc
 import hashlib
 import json
 import os
+import pickle
 import platform
 import re
 import secrets
@@ -429,11 +430,16 @@ def _run(
             yield job
         return
     others = active_children()
+    # In a file, for a pipe holds 64 KiB: a worker that dies before it has read more than that from
+    # one would leave this process waiting for ever.
+    handed = options.out / UNFINISHED / "options.pickle"
+    with _writing(handed):
+        handed.write_bytes(pickle.dumps(options))
     pool = ProcessPoolExecutor(
         min(options.workers, len(jobs)),
         mp_context=get_context("spawn"),
         initializer=_start_worker,
-        initargs=(options,),
+        initargs=(handed,),
     )
     waiting = iter(jobs)
     running: dict[Future[None], Job] = {}
@@ -451,7 +457,8 @@ def _run(
     except BrokenProcessPool:
         shards = " or ".join(sorted(job.shard for job in running.values()))
         raise UserError(
-            f"a worker process died (killed, or out of memory) while it wrote {shards}; "
+            "a worker process died (killed, out of memory, or started by a script without "
+            f"`if __name__ == '__main__'`) while it wrote {shards}; "
             "finished shards are kept: run again with --resume, perhaps with fewer --workers"
         ) from None
     finally:
@@ -517,15 +524,10 @@ class Worker:
         if self.options.link:
             _link(rows, self.options.link)
         parts = self.options.out / UNFINISHED
-        try:
+        with _writing(self.options.out / job.shard):
             sha256 = write_shard(self.options.out / job.shard, rows, scratch=parts)
             record = json.dumps(Part(job.key, sha256, dict(counts), rejects)._asdict())
             write_whole(parts / f"{job.shard}.json", record.encode(), scratch=parts)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.options.out / job.shard}: {error.strerror or error}; "
-                "finished shards are kept: make room and run again with --resume"
-            ) from None
 
     def build_study(self, task: Task) -> tuple[Row | None, tuple[Rejected, ...]]:
         """Return one study's row, or None, with what was rejected on the way."""
@@ -584,13 +586,14 @@ class Worker:
         lost: set[str] = set()
         for image in report.images:
             try:
-                write_reduced(
-                    root / image.path,
-                    out / derivative(image.path),
-                    scratch=out / UNFINISHED,
-                    scale=scaling.scale,
-                    invert=image.image_id in scaling.inverted,
-                )
+                with _writing(out / derivative(image.path)):
+                    write_reduced(
+                        root / image.path,
+                        out / derivative(image.path),
+                        scratch=out / UNFINISHED,
+                        scale=scaling.scale,
+                        invert=image.image_id in scaling.inverted,
+                    )
             except BadImageError as error:
                 lost.add(image.image_id)
                 boxes = sum(
@@ -602,11 +605,6 @@ class Worker:
                 rejects.append(
                     Rejected(report.source, image.path, error.reason, detail, report.study_id)
                 )
-            except OSError as error:
-                raise UserError(
-                    f"cannot write {out / derivative(image.path)}: {error.strerror or error}; "
-                    "what is finished is kept: make room and run again with --resume"
-                ) from None
         if not lost:
             return report, ()
         grounded = (
@@ -624,16 +622,27 @@ class Worker:
         return Rejected(self.options.source, task.file, reason, detail, task.study_id)
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; what is finished is kept: make room "
+            "and run again with --resume"
+        ) from None
+
+
 _worker: Worker  # of this process; set when the pool starts it
 
 
-def _start_worker(options: BuildOptions) -> None:
+def _start_worker(handed: Path) -> None:
     # Ctrl-C reaches every process of the terminal: the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     gc.disable()
     global _worker
-    _worker = Worker(options)
+    _worker = Worker(pickle.loads(handed.read_bytes()))
 
 
 def _die_with_parent() -> None:

@@ -314,6 +314,19 @@ def test_a_worker_that_dies_ends_the_build_and_names_the_shard(tmp_path: Path) -
     assert not (out / MANIFEST).exists()
 
 
+def test_a_script_without_a_main_guard_is_told_so_and_does_not_hang(tmp_path: Path) -> None:
+    table, out = a_table(tmp_path / "t.csv", 200), tmp_path / "out"
+    script = tmp_path / "script.py"
+    script.write_text("from cot_builder.cli import main\nmain()\n")
+    arguments = command(table, out, "--workers", "2")[3:]
+    finished = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 1
+    assert "__main__" in finished.stderr
+    assert "a worker process died" in finished.stderr
+
+
 def test_workers_do_not_outlive_a_killed_build(tmp_path: Path) -> None:
     table, out = a_table(tmp_path / "t.csv", 8000), tmp_path / "out"
     process = start_and_wait_for_a_shard(command(table, out, "--workers", "2"), out)
