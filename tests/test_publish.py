@@ -424,7 +424,28 @@ def test_a_changed_report_is_named(credentialed: Path, release: Path, tmp_path: 
     assert "2 reports of this copy are not those that were published" in message
     assert "study 50000001 (mimic-cxr/files/p10/p10000001/s50000001.txt): its text" in message
     assert "study 50000003: there is no such study" in message
+    assert "its banks are" not in message
     assert not (tmp_path / "full").exists()
+    banks = tmp_path / "banks"
+    banks.mkdir()
+    section = '[[section]]\nname = "findings"\nphrases = ["zebra findings"]\n'
+    (banks / "headings.toml").write_text(f'extends = true\nversion = "9.0.0"\n\n{section}')
+    flags = ("--root", own, "--out", tmp_path / "full", "--banks", banks)
+    message = refused("rehydrate", tmp_path / "free", *flags)
+    assert re.search(r"its banks are 1\.[\d.]+, \w+; these are 9\.0\.0", message)
+
+
+def test_a_table_of_ones_own_goes_out_without_its_words(tmp_path: Path) -> None:
+    table, built, free = tmp_path / "own.csv", tmp_path / "built", tmp_path / "free"
+    table.write_text("id,split,text\na,train,Small zebra effusion.\nb,huh,x\nc,test,Clear lungs.\n")
+    columns = ("--id-column", "id", "--split-column", "split", "--text-column", "text")
+    well("build", "--source", "table", "--root", table, *columns, "--out", built)
+    well("publish", built, "--version", "1.0.0", "--to", free)
+    scanned = scan(free)
+    assert "zebra" not in scanned
+    assert "huh" not in scanned, "a reject's detail may quote the table"
+    well("rehydrate", free, "--root", table, "--out", tmp_path / "full")
+    assert contents(tmp_path / "full") == contents(built)
 
 
 def test_a_damaged_file_is_named(credentialed: Path, release: Path, tmp_path: Path) -> None:

@@ -46,13 +46,14 @@ def croissant(
     citation: str,
 ) -> Row:
     """Return the Croissant description of a version, with a record set for each config."""
-    url = f"https://huggingface.co/datasets/{place}"
+    # A folder has no address until somebody gives it one.
+    url = f"https://huggingface.co/datasets/{place}" if "/" in place else "."
     repository = {
         "@type": "cr:FileObject",
         "@id": "repo",
         "name": "repo",
         "description": "The repository with all files of this version.",
-        "contentUrl": f"{url}/tree/v{manifest['version']}",
+        "contentUrl": f"{url}/tree/v{manifest['version']}" if "/" in place else url,
         "encodingFormat": "git+https",
         # A repository has no bytes to hash; the Hub's own descriptions say it so.
         "sha256": "https://github.com/mlcommons/croissant/issues/80",

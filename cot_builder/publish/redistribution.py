@@ -221,8 +221,11 @@ class Release:
         found = self._details[reject["file"], reject["reason"], reject["study_id"]]
         return {**reject, "detail": found.pop(0) if found else None}
 
-    def refuse_changes(self) -> None:
-        """Raise UserError naming the studies whose reports have changed, if there are any."""
+    def refuse_changes(self, banks: Mapping[str, str]) -> None:
+        """Raise UserError naming the studies whose reports have changed, if there are any.
+
+        `banks` are version and hash of those that the dataset was made with.
+        """
         if not self.changed:
             return
         named = "; ".join(
@@ -230,10 +233,17 @@ class Release:
             for study_id, file, why in self.changed[:_NAMED]
         )
         more = len(self.changed) - _NAMED
+        own = self._options.banks
+        other = (
+            f" (its banks are {banks['version']}, {banks['sha256'][:12]}; these are {own.version}, "
+            f"{own.sha256[:12]})"
+            if banks["sha256"] != own.sha256
+            else ""
+        )
         raise UserError(
             f"{len(self.changed):,} reports of this copy are not those that were published: "
             f"{named}{f'; and {more:,} more' if more > 0 else ''}. Get the release that the card "
-            "names, and read it with the same version of cot-builder and of the banks"
+            f"names, and read it with the same version of cot-builder and of the banks{other}"
         )
 
     def _load(self, task: Task) -> Report | None:

@@ -94,7 +94,7 @@ def rehydrate(
     if release:
         if release.changed:
             shutil.rmtree(out)
-        release.refuse_changes()
+        release.refuse_changes(dataset["banks"])
     rejects = map(release.detail, read_rejects(folder)) if release else read_rejects(folder)
     write_whole(out / REJECTS, json_lines(rejects), scratch=scratch)
     text = json.dumps(dataset, indent=2, ensure_ascii=False) + "\n"
