@@ -101,6 +101,10 @@ class Job(NamedTuple):
     key: str
 
 
+# What yields each of some jobs when its shard is on the disk.
+Engine = Callable[[BuildOptions, Sequence[Job]], Iterator[Job]]
+
+
 class Outline(NamedTuple):
     """What a dataset is made of, before its shards: all that `finish` needs beside them."""
 
@@ -146,18 +150,20 @@ def build(
     *,
     progress: Callable[[Progress], None] = lambda _: None,
     estimated: Callable[[Estimate], None] = lambda _: None,
+    engine: Engine | None = None,
 ) -> Manifest:
     """Build a dataset folder and return its manifest.
 
     The same input, with the same answers of a model, gives the same bytes, whatever the workers,
     the order, or earlier runs that were cut off. A folder that holds anything is refused unless
     `resume` or `overwrite` is set. `estimated` is told what asking a model will take, before.
+    An `engine` runs the shards instead of processes of this machine.
     """
     outline = make_outline(options)
     if finished := _finished_before(options, outline.identity):
         return finished
     here = cache(partial(Worker, options))
-    build_shards(options, outline.jobs, here, progress, estimated)
+    build_shards(options, outline.jobs, here, progress, estimated, engine)
     drafted = partial(_llm, options, outline.jobs, here)
     return finish(options.out, outline, command=options.command, drafted=drafted)
 
@@ -182,6 +188,7 @@ def build_shards(
     here: Callable[[], Worker],
     progress: Callable[[Progress], None],
     estimated: Callable[[Estimate], None] = lambda _: None,
+    engine: Engine | None = None,
 ) -> None:
     """Write the shards of these jobs, but for those that are there already.
 
@@ -195,7 +202,8 @@ def build_shards(
         _draft(options, options.drafting, jobs, here, progress, estimated)
     progress(Progress(done, total, kept))
     with _without_collector():
-        for job in _run(left, options, Worker.build_shard, here):
+        run = engine(options, left) if engine and left else None
+        for job in run or _run(left, options, Worker.build_shard, here):
             done += len(job.tasks)
             progress(Progress(done, total, kept))
 

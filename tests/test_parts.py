@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from cot_builder.dataset import MANIFEST
+from cot_builder.engines import ENGINES
 from cot_builder.errors import UserError
 from cot_builder.images import Scaling
 from cot_builder.parts import PART, Portion, build_part, merge
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import BuildOptions, Progress, build
 from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
 
@@ -159,3 +160,19 @@ def test_a_damaged_or_hostile_part_is_refused(release: Path, tmp_path: Path, edi
 def test_a_portion_that_is_none_is_told(text: str) -> None:
     with pytest.raises(UserError, match="expected I/N"):
         Portion.parse(text)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("engine", ["datatrove", "ray"])
+def test_an_engine_gives_the_bytes_of_a_single_build(
+    release: Path, single: dict[str, bytes], tmp_path: Path, engine: str
+) -> None:
+    pytest.importorskip(engine)
+    seen: list[Progress] = []
+    build(
+        options(release, tmp_path / "out", workers=2),
+        engine=ENGINES[engine],
+        progress=seen.append,
+    )
+    assert files(tmp_path / "out") == single
+    assert (seen[0].done, seen[-1].done) == (0, 30)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -58,6 +59,14 @@ class IuFormat(StrEnum):
     auto = "auto"
     openi = "openi"
     kaggle = "kaggle"
+
+
+class Engine(StrEnum):
+    """What runs a build's shards: processes of this machine, or an engine of other people's."""
+
+    local = "local"
+    datatrove = "datatrove"
+    ray = "ray"
 
 
 class BoxFormat(StrEnum):
@@ -127,6 +136,9 @@ def build(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the dataset in --out.")
     ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the shards; the bytes are the same.")
+    ] = Engine.local,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -295,6 +307,7 @@ def build(
     from cot_builder.boxes import Frame
     from cot_builder.dataset import without_folders
     from cot_builder.drafting import Drafting
+    from cot_builder.engines import ENGINES
     from cot_builder.images import scaling
     from cot_builder.parts import Portion, build_part
     from cot_builder.pipeline import BuildOptions
@@ -367,6 +380,11 @@ def build(
         command=without_folders(shlex.join(["cot-builder", *sys.argv[1:]])),
     )
     portion = Portion.parse(shard) if shard else None
+    if portion and engine is not Engine.local:
+        raise UserError("--shard is a part for one task of an array: leave out --engine")
+    if engine is not Engine.local:
+        with extra(engine, f"--engine {engine}"):
+            import_module(engine)
     if portion and phrasing is Phrasing.llm:
         raise UserError("--phrasing llm words the steps of a whole dataset: leave out --shard")
     started = time.monotonic()
@@ -375,7 +393,12 @@ def build(
             if portion:
                 jobs = build_part(options, portion, progress=progress)
             else:
-                manifest = run_build(options, progress=progress, estimated=_print_estimate)
+                manifest = run_build(
+                    options,
+                    progress=progress,
+                    estimated=_print_estimate,
+                    engine=ENGINES.get(engine),
+                )
                 if phrasing is Phrasing.llm:
                     manifest = _phrase(
                         options, asked, kept, manifest, batch=llm_batch, bar=progress
