@@ -65,7 +65,7 @@ class Review:
     """One reader's answer to one task; `outcome` is one of `OUTCOMES`.
 
     `planted` is `found` or `missed` where a chain was wrong on purpose: the reader's answer to that
-    chain counts there and nowhere else.
+    chain counts there and nowhere else. `notes` are what a chain cannot hold and a lead may see.
     """
 
     task: Task
@@ -77,6 +77,7 @@ class Review:
     lead_time: float | None = None
     updated_at: str = ""
     planted: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def study_id(self) -> str:
@@ -109,6 +110,7 @@ class _Marks:
     boxes: dict[str, Box] = field(default_factory=dict)
     links: list[tuple[str, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     comment: str = ""
 
     def one(self, control: str, name: str = "") -> str:
@@ -150,6 +152,7 @@ def read_annotation(task: Task, annotation: Mapping[str, Any]) -> Review:
         reasons=marks.values.get(("reason", ""), ()),
         comment=marks.comment,
         planted=planted,
+        notes=tuple(marks.notes),
         **said,
     )
 
@@ -207,6 +210,8 @@ def _read_region(
         marks.boxes[name] = _box(task, name, row, value)
     elif not study_level:
         span = value["start"], value["end"]
+        if not all(isinstance(character, int) for character in span):
+            raise ValueError(f"characters {span}")
         if marks.spans.setdefault(name, span) != span:
             marks.faults.append(f"{name}: two places in the report")
         elif not shown.place(*span):
@@ -321,7 +326,7 @@ def _linked(task: Task, marks: _Marks) -> dict[str, tuple[Box, ...]]:
             linked[span][box] = marks.boxes[box]
     tied = {box for boxes in linked.values() for box in boxes}
     sent = shown_boxes(task)
-    for name in marks.boxes.keys() - tied:
+    for name in (box for box in marks.boxes if box not in tied):
         region = marks.one("box", name)
         bare = [
             span
@@ -336,7 +341,25 @@ def _linked(task: Task, marks: _Marks) -> dict[str, tuple[Box, ...]]:
             linked[bare[0]][name] = marks.boxes[name]
         elif name not in sent or any(span in marks.spans for span in owners):
             marks.faults.append(f"{name}: a box of {region} that is tied to no finding")
+    _note_regions(task, marks, linked)
     return {span: tuple(boxes.values()) for span, boxes in linked.items()}
+
+
+def _note_regions(task: Task, marks: _Marks, linked: Mapping[str, Mapping[str, Box]]) -> None:
+    """Note boxes that a reader gave a region of no finding they are tied to: a box keeps none."""
+    sent = {row["id"]: row["value"]["rectanglelabels"][0] for row in _rectangles(task)}
+    for name in marks.boxes:
+        owners = [span for span, boxes in linked.items() if name in boxes]
+        region = marks.one("box", name)
+        told = {r for span in owners for r in marks.values.get(("anatomy", span), ())}
+        if owners and region != sent.get(name) and region not in told:
+            marks.notes.append(
+                f"box {name} is of {region}, its finding {owners[0]} of {', '.join(sorted(told))}"
+            )
+
+
+def _rectangles(task: Task) -> list[Row]:
+    return [row for row in result(task) if row.get("from_name") == "box"]
 
 
 def _in_order(task: Task, chains: Mapping[str, Chain]) -> list[str]:
@@ -347,7 +370,7 @@ def _in_order(task: Task, chains: Mapping[str, Chain]) -> list[str]:
         return names.index(chains[name].section), chains[name].start
 
     ordered = [name for name in task.proposed if name in chains]
-    for name in chains.keys() - set(ordered):
+    for name in (name for name in chains if name not in task.proposed):
         before = (n for n, other in enumerate(ordered) if place(other) > place(name))
         ordered.insert(next(before, len(ordered)), name)
     return ordered

@@ -236,6 +236,12 @@ def test_every_kind_of_edit(task: Task) -> None:
     assert added.boxes[0].xyxy == (254.4, 611.2, 1017.6, 1833.6)
 
 
+def test_a_box_of_another_region_than_its_finding_is_pointed_out(task: Task) -> None:
+    other = submit(task, edited(task, lambda rows: relabel(rows, "b0", "box", "spine")))
+    assert other.notes == ("box b0 is of spine, its finding c0 of left lung",)
+    assert submit(task, edited(task, lambda rows: None)).notes == ()
+
+
 def test_white_space_at_the_ends_of_a_marked_phrase_is_left_out(task: Task) -> None:
     rows = edited(task, lambda rows: add(task, rows, "n", "There is ", "Edema", "left lung"))
     assert submit(task, rows).chains["n"].finding == "There is"
@@ -338,6 +344,14 @@ BAD: dict[str, tuple[Callable[[Task, list[Row]], Any], str]] = {
     ),
     "open relation": (
         lambda task, rows: rows.append({"type": "relation", "from_id": "c0", "to_id": "zz"}),
+        "joins no finding and box",
+    ),
+    "offsets that are no numbers": (
+        lambda task, rows: [row["value"].update(start=11.0) for row in rows
+                            if row.get("id") == "c0"], "characters (11.0"
+    ),
+    "relation of lists": (
+        lambda task, rows: rows.append({"type": "relation", "from_id": ["c0"], "to_id": {}}),
         "joins no finding and box",
     ),
     "not even a region": (lambda task, rows: rows.append({"foo": 1}), "not a region"),

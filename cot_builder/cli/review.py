@@ -282,6 +282,9 @@ def pull(
         console.print(
             f"not used: {rejected.study_id}, {rejected.file}: {rejected.detail}", markup=False
         )
+    for review in read:
+        for note in review.notes:
+            console.print(f"look at {review.study_id} ({review.reader}): {note}", markup=False)
     console.print(progress_tables(tasks.values(), read, decide(read)))
 
 
