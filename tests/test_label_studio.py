@@ -345,6 +345,26 @@ def test_tokens(server: Server, boxed: Path) -> None:
     assert "nothing answers at http://127.0.0.1:9" in nobody
 
 
+def test_one_project_with_a_tab_for_each_reader_on_a_server_given_by_its_address(
+    server: Server, boxed: Path, readers: dict[str, Annotator], tmp_path: Path
+) -> None:
+    where = ("--url", server.account.url, "--images", CORPUS, "--reviews", tmp_path / "log")
+    to = ("--annotator", ANN, "--annotator", BOB, "--title", "tabs", "--sample", "3")
+    out = cot("push", boxed, *where, *to, LABEL_STUDIO_API_KEY=server.account.token)
+    (project,) = projects(out)
+    tabs = {
+        view["data"]["title"]: view["id"]
+        for view in server.lead.get("/api/dm/views", params={"project": project}).json()
+    }
+    assert {ANN, BOB} <= tabs.keys()
+    shown = [
+        server.lead.get("/api/tasks", params={"view": tabs[who]}).json()["total"]
+        for who in (ANN, BOB)
+    ]
+    assert shown == [2, 1]
+    assert len(list(read_tasks(tmp_path / "log"))) == 3
+
+
 def test_tasks_edited_by_hand_foreign_projects_and_deleted_ones(
     server: Server, boxed: Path, readers: dict[str, Annotator], tmp_path: Path
 ) -> None:
