@@ -105,6 +105,8 @@ class UnreadableError(Exception):
 class _Marks:
     """What the regions of an annotation hold, by region id, and what is wrong with them."""
 
+    shown: Shown
+    sent: dict[str, Box]
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     values: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     boxes: dict[str, Box] = field(default_factory=dict)
@@ -172,7 +174,7 @@ def faults(task: Task) -> tuple[str, ...]:
 
 
 def _marks(task: Task, rows: Any) -> _Marks:
-    marks, shown = _Marks(), task.shown
+    marks = _Marks(task.shown, shown_boxes(task))
     for row in rows if isinstance(rows, list) else ():
         try:
             if row.get("type") == "relation":
@@ -182,15 +184,13 @@ def _marks(task: Task, rows: Any) -> _Marks:
             if control == "comment":
                 marks.comment = " ".join(value["text"])
                 continue
-            _read_region(task, shown, marks, control, row, value)
+            _read_region(task, marks, control, row, value)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             marks.faults.append(f"not a region of this interface ({error!r}): {row!r:.80}")
     return marks
 
 
-def _read_region(
-    task: Task, shown: Shown, marks: _Marks, control: str, row: Row, value: Row
-) -> None:
+def _read_region(task: Task, marks: _Marks, control: str, row: Row, value: Row) -> None:
     if control not in _CHOICES:
         marks.faults.append(f"unknown control {control!r}")
         return
@@ -207,29 +207,28 @@ def _read_region(
     else:
         marks.values[control, name] = held
     if control == "box":
-        marks.boxes[name] = _box(task, name, row, value)
+        marks.boxes[name] = _box(task, marks.sent.get(name), row, value)
     elif not study_level:
         span = value["start"], value["end"]
         if not all(isinstance(character, int) for character in span):
             raise ValueError(f"characters {span}")
         if marks.spans.setdefault(name, span) != span:
             marks.faults.append(f"{name}: two places in the report")
-        elif not shown.place(*span):
+        elif not marks.shown.place(*span):
             marks.faults.append(f"{name}: characters {span} are not inside one section")
-        elif value.get("text", "") not in ("", shown.text[span[0] : span[1]]):
+        elif value.get("text", "") not in ("", marks.shown.text[span[0] : span[1]]):
             marks.faults.append(
                 f"{name}: says {value['text']!r:.40}, where the report has "
-                f"{shown.text[span[0] : span[1]]!r:.40}"
+                f"{marks.shown.text[span[0] : span[1]]!r:.40}"
             )
 
 
-def _box(task: Task, name: str, row: Row, value: Row) -> Box:
+def _box(task: Task, before: Box | None, row: Row, value: Row) -> Box:
     """Return the box of a region, the one that was sent where the reader did not move it."""
     if not task.image or not task.image.width or not task.image.height:
         raise ValueError("a box, where the study has no image")
     if value.get("rotation") or row.get("image_rotation"):
         raise ValueError("a box or image that was turned")
-    before = shown_boxes(task).get(name)
     size = Size(task.image.width, task.image.height)
     left, top = float(value["x"]), float(value["y"])
     percent = (left, top, left + float(value["width"]), top + float(value["height"]))
@@ -259,7 +258,7 @@ def _chains(task: Task, marks: _Marks) -> dict[str, Chain]:
         ]
         if lacking:
             marks.faults.append(f"{name}: no {' and no '.join(lacking)}")
-        elif task.shown.place(*span):
+        elif marks.shown.place(*span):
             try:
                 chains[name] = _chain(task, marks, name, boxes.get(name, ()))
             except ValueError as error:
@@ -269,7 +268,7 @@ def _chains(task: Task, marks: _Marks) -> dict[str, Chain]:
 
 def _chain(task: Task, marks: _Marks, name: str, boxes: tuple[Box, ...]) -> Chain:
     """Return the chain of a span: the one that was sent, where all is as it was sent."""
-    place = task.shown.place(*marks.spans[name])
+    place = marks.shown.place(*marks.spans[name])
     assert place
     section, offset = place
     start, end = (character - offset for character in marks.spans[name])
@@ -289,7 +288,7 @@ def _chain(task: Task, marks: _Marks, name: str, boxes: tuple[Box, ...]) -> Chai
     if sent is None:
         sentence = _sentence(section, start)
         return Chain(**said, sentence=sentence, basis="stated", boxes=boxes, rule=f"{RULE}.added")
-    elsewhere = tuple(box for box in sent.boxes if box not in shown_boxes(task).values())
+    elsewhere = tuple(box for box in sent.boxes if box not in marks.sent.values())
     if set(boxes) | set(elsewhere) != set(sent.boxes):
         said["boxes"] = (*boxes, *elsewhere)
     if all(getattr(sent, name) == value for name, value in said.items()):
@@ -325,7 +324,7 @@ def _linked(task: Task, marks: _Marks) -> dict[str, tuple[Box, ...]]:
         else:
             linked[span][box] = marks.boxes[box]
     tied = {box for boxes in linked.values() for box in boxes}
-    sent = shown_boxes(task)
+    sent = marks.sent
     for name in (box for box in marks.boxes if box not in tied):
         region = marks.one("box", name)
         bare = [
@@ -347,7 +346,11 @@ def _linked(task: Task, marks: _Marks) -> dict[str, tuple[Box, ...]]:
 
 def _note_regions(task: Task, marks: _Marks, linked: Mapping[str, Mapping[str, Box]]) -> None:
     """Note boxes that a reader gave a region of no finding they are tied to: a box keeps none."""
-    sent = {row["id"]: row["value"]["rectanglelabels"][0] for row in _rectangles(task)}
+    sent = {
+        row["id"]: row["value"]["rectanglelabels"][0]
+        for row in (result(task) if marks.boxes else ())
+        if row.get("from_name") == "box"
+    }
     for name in marks.boxes:
         owners = [span for span, boxes in linked.items() if name in boxes]
         region = marks.one("box", name)
@@ -356,10 +359,6 @@ def _note_regions(task: Task, marks: _Marks, linked: Mapping[str, Mapping[str, B
             marks.notes.append(
                 f"box {name} is of {region}, its finding {owners[0]} of {', '.join(sorted(told))}"
             )
-
-
-def _rectangles(task: Task) -> list[Row]:
-    return [row for row in result(task) if row.get("from_name") == "box"]
 
 
 def _in_order(task: Task, chains: Mapping[str, Chain]) -> list[str]:
