@@ -25,7 +25,7 @@ demo: $(VENV)/core.installed ## build the embedded demo corpus and show its chai
 
 .PHONY: test
 test: $(VENV)/dev.installed ## run the tests and the doctests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --quiet $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --quiet $(ARGS)
 
 .PHONY: check
 check: $(VENV)/dev.installed ## ruff (lint and format) and mypy strict

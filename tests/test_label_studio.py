@@ -35,7 +35,8 @@ from cot_builder.sources import SourceOptions
 from cot_builder.sources.demo import CORPUS
 from knowledge_banks import load_banks
 
-pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.xdist_group("label_studio")]
+# `make test` keeps a file on one worker: one server for all of it.
+pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 ANN, BOB = "ann@hospital.org", "bob@hospital.org"
 PASSWORD = "a-Password-of-tests-1"
