@@ -49,6 +49,10 @@ bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## deco
 bench-build: $(VENV)/dev.installed ## a whole build of STUDIES=227835 generated studies
 	$(BIN)/python benchmarks/bench_build.py --studies $(STUDIES)
 
+.PHONY: bench-growth
+bench-growth: $(VENV)/dev.installed ## time, memory and shards of builds from 1,000 to 227,835 studies, with a plot
+	$(BIN)/python benchmarks/bench_growth.py
+
 .PHONY: bench-browse
 bench-browse: $(VENV)/dev.installed ## searches and pages of `cot-builder browse` on what bench-build left
 	$(BIN)/python benchmarks/bench_browse.py

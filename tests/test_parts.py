@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,23 @@ def test_an_engine_gives_the_bytes_of_a_single_build(
     )
     assert files(tmp_path / "out") == single
     assert (seen[0].done, seen[-1].done) == (0, 30)
+
+
+def test_the_slurm_array_builds_and_merges(release: Path, tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "build_array.sbatch"
+    (tmp_path / "bin").mkdir()
+    for name, line in (
+        ("cot-builder", f'{sys.executable} -c "from cot_builder.cli import main; main()" "$@"'),
+        ("sbatch", f'echo "$MERGE $@" >> {tmp_path}/sent'),
+    ):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    shared = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "OUT": str(tmp_path / "out"),
+        "ROOT": str(release), "SOURCE": "demo", "PARTS": "2", "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_JOB_ID": "77",
+    }  # fmt: skip
+    for more in ({"SLURM_ARRAY_TASK_ID": "0"}, {"SLURM_ARRAY_TASK_ID": "1"}, {"MERGE": "1"}):
+        subprocess.run(["bash", script], env={**os.environ, **shared, **more}, check=True)
+    assert (tmp_path / "sent").read_text() == f"1 --array=0 --dependency=afterok:77 {script}\n"
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["counts"]["planned"] == 30
