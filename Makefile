@@ -39,7 +39,7 @@ format: $(VENV)/dev.installed ## let ruff mend and format what it can
 	$(BIN)/ruff format
 
 .PHONY: bench
-bench: bench-decompose bench-build bench-browse bench-images bench-review bench-llm ## all benchmarks; results in benchmarks/results
+bench: bench-decompose bench-build bench-browse bench-images bench-metrics bench-review bench-llm ## all benchmarks; results in benchmarks/results
 
 .PHONY: bench-decompose
 bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## decomposer beside medspaCy
@@ -56,6 +56,10 @@ bench-growth: $(VENV)/dev.installed ## time, memory and shards of builds from 1,
 .PHONY: bench-browse
 bench-browse: $(VENV)/dev.installed ## searches and pages of `cot-builder browse` on what bench-build left
 	$(BIN)/python benchmarks/bench_browse.py
+
+.PHONY: bench-metrics
+bench-metrics: $(VENV)/dev.installed ## text and clinical metrics beside pycocoevalcap
+	$(BIN)/python benchmarks/bench_metrics.py
 
 .PHONY: bench-review
 bench-review: $(VENV)/dev.installed ## 10,000 tasks to a real Label Studio and back

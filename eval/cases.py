@@ -147,8 +147,8 @@ def _marked(sentences: Sequence[Sentence]) -> str:
 def _reasoning(number: int, located: Located, sentence: Sentence) -> str:
     colour = sentence.colour or "#ddd"
     boxes = "; ".join(", ".join(f"{x:.0f}" for x in box) for box in located.boxes or ())
-    where = f"boxes {boxes}" if boxes else "no box" if located.boxes == () else "no place asked for"
-    fault = f'<p class="bad">{escape(located.problem)}</p>' if located.problem else ""
+    where = f"boxes {boxes}" if boxes else "no box" if located.boxes == () else "no answer was read"
+    fault = f'<pre class="bad">{escape(located.problem)}</pre>' if located.problem else ""
     think = f"<pre>{escape(located.think)}</pre>" if located.think else ""
     return (
         f'<article style="border-color:{colour}"><b>{number}.</b> {escape(located.text)}{think}'

@@ -89,7 +89,7 @@ def draw_bars(axes: Axes, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_radar(axes: Axes, panel: Panel) -> None:
+def draw_radar(axes: Any, panel: Panel) -> None:
     """Each run as a polygon; on every axis the best run is at 1, whether low or high is better."""
     angles = np.linspace(0, 2 * math.pi, len(panel.categories), endpoint=False)
     best = _best(panel)
@@ -102,8 +102,9 @@ def draw_radar(axes: Axes, panel: Panel) -> None:
         around = [*angles, angles[0]]
         axes.plot(around, [*shares, shares[0]], color=colour, linewidth=2)
         axes.fill(around, [*shares, shares[0]], color=colour, alpha=0.1)
-    axes.set_xticks(angles, [_short(c) for c in panel.categories], fontsize=7.5)
-    axes.tick_params(axis="x", pad=12)
+    axes.set_xticks(angles, [_short(c) for c in panel.categories], fontsize=7)
+    axes.tick_params(axis="x", pad=16)
+    axes.set_rlabel_position(180 / len(panel.categories))  # between the first two axes
     axes.set_ylim(0, 1.05)
     axes.set_yticks([0.5, 1], ["0.5", "best"], fontsize=7, color="#666666")
 

@@ -157,9 +157,10 @@ class Asked(NamedTuple):
 def asked(pairs: Sequence[Pair], decomposer: Decomposer) -> Iterator[Asked]:
     """Yield every phrase that the dataset has for the model, answered or not."""
     for place, pair in enumerate(pairs):
-        if pair.row is None or pair.predicted is None:
+        if pair.row is None:
             continue
-        answers = {(p.image_id, p.text): p for p in pair.predicted.phrases}
+        answered = pair.predicted.phrases if pair.predicted else ()
+        answers = {(p.image_id, p.text): p for p in answered}
         for example in svr_examples(pair.row, decomposer.banks, Frame()):
             text = example["phrase"]
             answer = answers.get((example["image_id"], text)) or answers.get((None, text))
@@ -323,13 +324,16 @@ def measure_sentences(pairs: Sequence[Pair], decomposer: Decomposer) -> Measured
     sides: list[bool] = []
     regions: list[bool] = []
     for pair in pairs:
-        if pair.row is None or pair.predicted is None or not pair.predicted.sentences:
+        if pair.row is None:
             continue
-        predicted = list(_said_of_text(pair.predicted.sentences, decomposer))
+        sentences = pair.predicted.sentences if pair.predicted else ()  # none: an empty report
+        predicted = list(_said_of_text(sentences, decomposer))
         true = _said_of_row(pair.row)
         precision.append(entailment(rule_claims(predicted, true)))
         recall.append(entailment(rule_claims(true, predicted)))
-        width = pair.predicted.width or next((i["width"] for i in pair.row["images"]), None)
+        width = (pair.predicted and pair.predicted.width) or next(
+            (i["width"] for i in pair.row["images"]), None
+        )
         priors = _region_boxes(pair.row)
         for said in predicted:
             held = [box for r in _regions(said) for box in priors.get(r, ())]

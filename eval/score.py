@@ -25,6 +25,7 @@ from cot_builder.dataset import read_manifest, write_whole
 from cot_builder.decompose import Decomposer
 from cot_builder.errors import UserError
 from cot_builder.show import plain, plain_table
+from eval.bertscore import measure_bertscore
 from eval.chexpert import HEADLINE, both_sides, measure_chexpert
 from eval.grounding import measure_grounding
 from eval.judges import JUDGES, Judge
@@ -46,6 +47,8 @@ class Settings(NamedTuple):
     reference_labels: Path | None = None
     prediction_labels: Path | None = None
     banks: Path | None = None
+    bertscore: str | None = None
+    bertscore_layer: int | None = None
 
 
 class Scored(NamedTuple):
@@ -80,6 +83,12 @@ def _text(pairs: Sequence[Pair], settings: Settings, decomposer: Decomposer) -> 
     return measure_text(pairs, tokens=settings.tokens, max_seq_length=settings.max_seq_length)
 
 
+def _bertscore(pairs: Sequence[Pair], settings: Settings, decomposer: Decomposer) -> Measured:
+    if settings.bertscore is None:
+        return Measured(())
+    return measure_bertscore(pairs, settings.bertscore, layer=settings.bertscore_layer)
+
+
 def _chexpert(pairs: Sequence[Pair], settings: Settings, decomposer: Decomposer) -> Measured:
     sides = both_sides(
         pairs,
@@ -93,6 +102,7 @@ def _chexpert(pairs: Sequence[Pair], settings: Settings, decomposer: Decomposer)
 # To add one: a function of the pairs, the settings and the decomposer, and its name here.
 MEASURES: Final[dict[str, Callable[[Sequence[Pair], Settings, Decomposer], Measured]]] = {
     "text": _text,
+    "bertscore": _bertscore,
     "chexpert": _chexpert,
     "chains": lambda pairs, settings, decomposer: measure_chains(pairs, decomposer),
     "grounding": lambda pairs, settings, decomposer: measure_grounding(pairs, decomposer),

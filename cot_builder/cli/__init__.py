@@ -63,6 +63,7 @@ COMMANDS: Final = {
     "check": checking.check,
     "doctor": checking.doctor,
     "score-chains": checking.score_chains,
+    "predict": evaluating.predict,
     "score": evaluating.score,
     "conventions": evaluating.conventions,
     "publish": publishing.publish,

@@ -1,4 +1,4 @@
-"""`cot-builder score`, `conventions`, `compare` and `cases`: predictions to numbers and tables."""
+"""`cot-builder predict`, `score`, `conventions`, `compare` and `cases`: a model to its numbers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from cot_builder.cli.options import (
     LlmTimeout,
     ZeroRetentionHost,
     extra,
+    spinner,
 )
 from cot_builder.errors import UserError
 
@@ -84,6 +85,93 @@ FrameName = Annotated[
 ]  # fmt: skip
 
 
+def predict(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            show_default=False,
+            help="A folder that `train` wrote, or a Qwen-VL model's name on the Hub.",
+        ),
+    ],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            show_default=False,
+            help="A folder that `build` wrote, or OWNER/NAME@REVISION of the Hub.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The predictions folder.", show_default=False)
+    ],
+    split: Annotated[
+        str, typer.Option(metavar="SPLIT", help="train, validation or test; all for every study.")
+    ] = "test",
+    image_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="Where the release's images lie, for datasets without reduced ones of their own.",
+        ),
+    ] = None,
+    phrases: Annotated[
+        bool, typer.Option("--phrases", help="Ask for the dataset's phrases with boxes too.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="So many studies.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts at a time.")] = 4,
+    report_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The longest report.")
+    ] = 256,
+    answer_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The longest reasoning with boxes.")
+    ] = 256,
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="float32, or bfloat16 on a GPU.")
+    ] = "float32",
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, or cuda.")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what a stopped run wrote.")
+    ] = False,
+    banks: BankFolder = None,
+) -> None:
+    """Write reports with a checkpoint, and reasoning and boxes for each of their sentences.
+
+    The adapter writes the report, its base reasons about each sentence. Images that cannot be read
+    are listed with their reason in `predictions.jsonl` and counted.
+
+    For example:
+
+    - `cot-builder predict out/run/adapter out/mimic --out out/predictions`
+    - `cot-builder predict out/run/svr out/ms_cxr --image-root /data --phrases --out out/found`
+    """  # fmt: skip
+    with extra("train", "predict"):
+        from knowledge_banks import load_banks
+        from training.conversations import open_source
+        from training.generate import Decoding, predict
+
+    source = open_source(dataset, image_root)
+    with spinner("studies") as progress:
+        manifest = predict(
+            checkpoint,
+            source,
+            out,
+            banks=load_banks(banks),
+            split=None if split == "all" else split,
+            phrases=phrases,
+            limit=limit,
+            decoding=Decoding(batch, report_tokens, answer_tokens, dtype, device),
+            resume=resume,
+            progress=progress,
+        )
+    counts = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in manifest["counts"].items())
+    typer.echo(f"{counts} → {out}")
+
+
 def score(
     predictions: PredictionsFile,
     references: References,
@@ -111,6 +199,18 @@ def score(
             show_default=False,
             help="Cut both texts as R2Gen does: 60 for IU X-Ray, 100 for MIMIC-CXR.",
         ),
+    ] = None,
+    bertscore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="BERTScore too, with this model (the bertscore extra).",
+            show_default=False,
+        ),
+    ] = None,
+    bertscore_layer: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="The layer that it compares.", show_default=False),
     ] = None,
     convention: Annotated[
         str, typer.Option(metavar="NAME", help="Of the headline CheXpert score.")
@@ -179,7 +279,14 @@ def score(
         predictions, references, split=split, section=section, missing=missing.value, frame=frame
     )
     settings = scoring.Settings(
-        tokens, max_seq_length, convention, reference_labels, prediction_labels, banks
+        tokens,
+        max_seq_length,
+        convention,
+        reference_labels,
+        prediction_labels,
+        banks,
+        bertscore,
+        bertscore_layer,
     )
     chosen = [m.strip() for m in measures.split(",")] if measures else list(scoring.MEASURES)
     wanted = [j.strip() for j in judges.split(",")] if judges else []
