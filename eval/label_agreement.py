@@ -162,7 +162,8 @@ def write_disagreements(path: Path, comparison: Comparison) -> None:
         writer.writerow(Disagreement._fields)
         for study_id, label, own, other in comparison.disagreements:
             # A cell that starts like a formula would be run by a spreadsheet.
-            safe = f"'{study_id}" if study_id[:1] in "=+-@\t\r" else study_id
+            formula = study_id.lstrip().startswith(("=", "+", "-", "@"))
+            safe = f"'{study_id}" if formula or study_id[:1].isspace() else study_id
             writer.writerow([safe, label, STATES[own], STATES[other]])
 
 
