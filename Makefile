@@ -69,6 +69,11 @@ bench-review: $(VENV)/dev.installed ## 10,000 tasks to a real Label Studio and b
 review-shot: $(VENV)/dev.installed ## review a task in headless Chromium (apt install chromium-driver) and picture it
 	REVIEW_SHOT=annotation/review.png $(BIN)/python -m pytest --quiet tests/test_label_studio.py -k browser
 
+.PHONY: bench-training
+bench-training: $(VENV)/dev.installed ## training steps beside a bare TRL script, and eight examples by heart
+	$(BIN)/python benchmarks/bench_training.py
+	$(BIN)/python benchmarks/overfit.py
+
 .PHONY: bench-images
 bench-images: $(VENV)/dev.installed ## quarter-size images beside plain Pillow
 	$(BIN)/python benchmarks/bench_images.py

@@ -90,6 +90,7 @@ class Bar(TrainerCallback):
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             TextColumn("{task.fields[said]}"), console=Console(stderr=True),
+            refresh_per_second=1,
         )  # fmt: skip
         self.task: Any = None
 
