@@ -27,6 +27,10 @@ demo: $(VENV)/core.installed ## build the embedded demo corpus and show its chai
 test: $(VENV)/dev.installed ## run the tests and the doctests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --quiet $(ARGS)
 
+.PHONY: quick
+quick: $(VENV)/dev.installed ## the tests without servers and training, to run often
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --quiet -m "not slow and not server" $(ARGS)
+
 .PHONY: check
 check: $(VENV)/dev.installed ## ruff (lint and format) and mypy strict
 	$(BIN)/ruff check
@@ -37,6 +41,10 @@ check: $(VENV)/dev.installed ## ruff (lint and format) and mypy strict
 format: $(VENV)/dev.installed ## let ruff mend and format what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+.PHONY: docs
+docs: $(VENV)/dev.installed ## the reference of the five packages as pages, in out/docs
+	$(BIN)/pdoc --no-show-source -o out/docs annotation cot_builder eval knowledge_banks training
 
 .PHONY: bench
 bench: bench-decompose bench-build bench-browse bench-images bench-metrics bench-review bench-llm ## all benchmarks; results in benchmarks/results
