@@ -29,7 +29,7 @@ test: $(VENV)/dev.installed ## run the tests and the doctests
 
 .PHONY: quick
 quick: $(VENV)/dev.installed ## the tests without servers and training, to run often
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --quiet -m "not slow and not server" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --quiet -m "not slow and not server" $(ARGS)
 
 .PHONY: check
 check: $(VENV)/dev.installed ## ruff (lint and format) and mypy strict
