@@ -96,7 +96,7 @@ def _comparison(
         index.append(row)
     tests = {(c.run, c.score): stars(c.test.p) for c in compared}
     for run, scored in runs.items():
-        values = [None if c in _ASIDE else scored.value(c) for c in columns]
+        values = [scored.value(c) for c in columns]
         lines.append([math.nan if v is None else v for v in values])
         marks.append([tests.get((run, c), "") for c in columns])
         has.append(table.get("has", {}).get(FULL if run == full else run, []))

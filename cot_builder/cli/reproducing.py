@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +54,7 @@ def reproduce(
     console = Console()
     if dry_run:
         for step in ordered:
-            console.print(f"cot-builder {' '.join(step.command)}", highlight=False, soft_wrap=True)
+            typer.echo(shlex.join(["cot-builder", *step.command]))
         return
     try:
         with Live(console=console, refresh_per_second=2) as live:
