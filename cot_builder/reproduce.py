@@ -303,6 +303,8 @@ def _stands(step: Step, out: Path, again: set[str]) -> Outcome:
 
 def _carried_out(step: Step, out: Path) -> Outcome:
     started = time.monotonic()
+    if step.out:
+        step.out.parent.mkdir(parents=True, exist_ok=True)
     # What is there of a step without a record was cut off.
     cut_off = step.command[0] in _RESUMES and step.out and step.out.exists()
     resume = ("--resume",) if cut_off else ()

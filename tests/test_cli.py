@@ -158,7 +158,7 @@ def test_stats_prints_tables_and_draws_every_plot(dataset: Path, tmp_path: Path)
     assert result.exit_code == 0, result.output
     assert "out, n = 2 studies, bank" in result.output
     assert "Studies: train 1, test 1" in result.output
-    names = {"labels", "regions", "cooccurrence", "coverage", "length"}
+    names = {"flow", "labels", "regions", "cooccurrence", "coverage", "length"}
     assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == names
     for path in (tmp_path / "plots").iterdir():
         with image.open(path) as picture:
