@@ -113,8 +113,14 @@ def svr_examples(study: Row, banks: Banks, frame: Frame) -> Iterator[Row]:
     if not (image and image["width"] and image["height"]):
         return
     told = {c["disease"] for c in study["chains"] if c["assertion"] != "negative"}
-    absent = (c for c in study["chains"] if c["assertion"] == "negative")
-    for step in distinct(Step.of(chain) for chain in absent if chain["disease"] not in told):
+    absent = (
+        chain
+        for chain in study["chains"]
+        if chain["assertion"] == "negative"
+        and chain["disease"] not in told
+        and "structures." not in chain["rule"]  # "heart size is normal": the heart is there
+    )
+    for step in distinct(map(Step.of, absent)):
         phrase = Phrase(step.finding, image["path"], image["image_id"], (), (step,))
         yield _svr_example(study, phrase, banks, frame, image)
 

@@ -32,7 +32,7 @@ def chain(finding: str, disease: str, assertion: str, region: str, **more: Any) 
     return {
         "section": "findings", "finding": finding, "start": start, "end": start + len(finding),
         "concepts": [], "disease": disease, "assertion": assertion, "regions": [region],
-        "boxes": [], **more,
+        "boxes": [], "rule": "", **more,
     }  # fmt: skip
 
 
@@ -134,6 +134,15 @@ def test_a_label_that_is_present_elsewhere_is_not_asked_for_as_absent() -> None:
     assert [
         e["phrase"] for e in examples("svr", {**STUDY, "chains": [*STUDY["chains"], also]})
     ] == ["Left effusion"]
+
+
+def test_a_normal_structure_is_not_asked_for_as_absent() -> None:
+    normal = chain(
+        "Heart is enlarged", "Cardiomegaly", "negative", "cardiac silhouette",
+        rule="structures.heart.normal@1.1.0",
+    )  # fmt: skip
+    asked = examples("svr", {**STUDY, "chains": [*STUDY["chains"][:2], normal]})
+    assert [example["phrase"] for example in asked] == ["Left effusion", "pneumothorax"]
 
 
 def test_report_is_the_findings_section_on_one_line() -> None:

@@ -80,7 +80,7 @@ def digest(file: Path) -> str:
 
 @pytest.mark.parametrize(
     ("stage", "reward", "count"),
-    [("mcl", "set", 18), ("svr", "set", 26), ("svr", "paper", 10), ("adapter", "set", 8)],
+    [("mcl", "set", 18), ("svr", "set", 23), ("svr", "paper", 10), ("adapter", "set", 8)],
 )
 def test_columns(demo: Path, stage: str, reward: str, count: int) -> None:
     source = open_source(str(demo))
