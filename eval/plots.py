@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cot_builder.records import Row
 from cot_builder.vocabulary import LABELS, REGIONS
 from eval.dataset_statistics import DatasetStatistics
 
@@ -21,6 +23,30 @@ def write_plots(statistics: DatasetStatistics, folder: Path) -> tuple[Path, ...]
     """Draw every plot of `PLOTS` into a folder, as PNG, and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     return tuple(_write(plot, statistics, folder / f"{name}.png") for name, plot in PLOTS.items())
+
+
+def metrics_png(rows: Iterable[Row]) -> bytes:
+    """Draw what a training run has logged as PNG, a row a stage: each of `_LOGGED` that it has."""
+    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        panels = drawn.setdefault(row["stage"], {})
+        for key in _LOGGED:
+            if isinstance(row.get(key), int | float):
+                panels.setdefault(key, []).append((row["step"], row[key]))
+    wide = max(1, *map(len, drawn.values()))
+    figure = Figure(figsize=(3.2 * wide, 2.6 * len(drawn)), layout="constrained")
+    grid = figure.subplots(len(drawn), wide, squeeze=False)
+    for axes_row, (stage, panels) in zip(grid, drawn.items(), strict=True):
+        for axes in axes_row[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (key, points) in zip(axes_row, panels.items(), strict=False):
+            axes.plot(*zip(*points, strict=True), color=_BARS["color"], linewidth=1.2, marker=".")
+            axes.set_title(f"{stage}: {key}".replace("$", r"\$"), fontsize=9)
+            axes.set_xlabel("step", fontsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
 
 
 def plot_flow(axes: Axes, statistics: DatasetStatistics) -> None:
@@ -126,6 +152,7 @@ def plot_length(axes: Axes, statistics: DatasetStatistics) -> None:
     axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
+_LOGGED: Final = ("loss", "mean_token_accuracy", "reward", "kl", "entropy", "learning_rate")
 # To add one: write a function that draws on the axes it is given, and name its file here.
 PLOTS: Final[Mapping[str, Callable[[Axes, DatasetStatistics], None]]] = {
     "flow": plot_flow,

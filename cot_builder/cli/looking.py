@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,14 @@ def show(
 
 
 def browse(
-    dataset: DatasetFolder,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET|RUN",
+            help="A folder that `build`, `train` or `reproduce` wrote.",
+            show_default=False,
+        ),
+    ],
     root: Annotated[
         Path | None,
         typer.Option(
@@ -91,7 +99,11 @@ def browse(
         ),
     ] = None,
 ) -> None:
-    """Serve a page on this machine to search a dataset and look at its studies, chains and boxes.
+    """Serve a page on this machine to search a dataset, or to look at a training run.
+
+    A dataset shows its studies with chains, reasons and boxes. A run of `train` shows its stages'
+    settings, metrics, curves and sample answers, one of `reproduce` its steps, tables, figures and
+    training runs; one that still goes on is read again with each page.
 
     The address that it prints holds a key; Ctrl-C ends it. Nothing is fetched from elsewhere, and
     nobody but this machine can open it.
@@ -102,28 +114,32 @@ def browse(
     - `cot-builder browse out/mimic --root /data/physionet --against chexpert.csv.gz`
     - `cot-builder browse out/mimic --predictions out/svr_predictions --port 8000`
     - `cot-builder browse out/mimic --banks my_banks`
+    - `cot-builder browse out/run`
     """
     with extra("browse", "browse"):
-        from eval.workbench.app import open_workbench, serve
+        from eval.workbench.app import application, open_workbench, run_application, serve
+        from eval.workbench.run import is_run, read_run
 
     console = Console()
-    with console.status("reading the dataset"):
-        bench = open_workbench(
-            dataset,
-            root=root,
-            predictions=predictions,
-            against=against,
-            banks=banks,
-            old=old,
-        )
-    for note in bench.notes:
-        console.print(note, highlight=False, markup=False)
+    beside = {
+        "root": root, "predictions": predictions, "against": against, "banks": banks, "old": old
+    }  # fmt: skip
+    if is_run(folder):
+        if told := [name for name, value in beside.items() if value]:
+            raise UserError(f"--{told[0]} is for a dataset, and {folder} is a run")
+        pages, holds = partial(run_application, folder), read_run(folder).kind
+    else:
+        with console.status("reading the dataset"):
+            bench = open_workbench(folder, **beside)
+        for note in bench.notes:
+            console.print(note, highlight=False, markup=False)
+        pages, holds = partial(application, bench), f"{len(bench.index):,} studies"
 
     def ready(address: str) -> None:
-        console.print(f"{len(bench.index):,} studies: {address}", highlight=False, soft_wrap=True)
+        console.print(f"{holds}: {address}", highlight=False, soft_wrap=True)
 
     with suppress(KeyboardInterrupt):
-        serve(bench, port=port or 0, ready=ready)
+        serve(pages, port=port or 0, ready=ready)
 
 
 def stats(

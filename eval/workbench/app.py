@@ -1,4 +1,4 @@
-"""Serve the pages of a dataset to this machine alone.
+"""Serve the pages of a dataset or a run to this machine alone.
 
 Reports may be under a data use agreement, and a machine may have other users. So the server listens
 on 127.0.0.1 only, and answers only who has the key that stands in the address it prints, under no
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -25,8 +25,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Mount, Route
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from cot_builder.bank_changes import differences
@@ -41,6 +47,7 @@ from cot_builder.sources.reading import stays_inside
 from cot_builder.vocabulary import ASSERTIONS, REGIONS
 from eval.label_agreement import STATES, Disagreement, compare_labels
 from eval.workbench.index import SUBJECTS, Index, Query
+from eval.workbench.run import curves_of, inside, read_run
 from eval.workbench.study import parts, pictures, pieces
 from knowledge_banks import load_banks
 
@@ -55,6 +62,9 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+# What of a run's folder is sent, and as what. A sheet holds its style and images within it.
+_SENT: Final = {".png": "image/png", ".html": "text/html"}
+_SHEET: Final = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,18 +128,11 @@ def open_workbench(
 
 
 def application(bench: Workbench, key: str) -> Starlette:
-    """Return the pages as an ASGI application that wants `key` of everyone."""
-    # Cookies know no port: two pages open at once must not share a name.
-    cookie = f"cot-builder-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    pages = Environment(
-        loader=PackageLoader("eval.workbench"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+    """Return the pages of a dataset as an ASGI application that wants `key` of everyone."""
+    page = _pages(
+        where=bench.index.folder.name, holds=f"{len(bench.index):,} studies",
+        bench=bench, states=STATES, address=_address,
     )  # fmt: skip
-    pages.filters.update(pair=lambda name: (name, name), counted=_counted)
-    pages.globals.update(bench=bench, plain=plain, states=STATES, address=_address)
-
-    def page(name: str, **told: Any) -> HTMLResponse:
-        return HTMLResponse(pages.get_template(name).render(told))
 
     def studies(request: Request) -> Response:
         query = _query(request)
@@ -174,6 +177,63 @@ def application(bench: Workbench, key: str) -> Starlette:
         except (BadImageError, IndexError, OSError) as error:
             return PlainTextResponse(f"no image: {error}", status_code=404)
 
+    routes = [
+        Route("/", studies),
+        Route("/study/{place:int}", study),
+        Route("/study/{place:int}/image/{number:int}", image),
+    ]
+    return _guarded(routes, page, key)
+
+
+def run_application(folder: Path, key: str) -> Starlette:
+    """Return the pages of a run, and of the runs below it, as an application that wants `key`."""
+    folder = folder.resolve()
+    page = _pages(where=folder.name, holds=read_run(folder).kind)
+
+    def run(request: Request) -> Response:
+        below = request.path_params.get("below", "")
+        told = read_run(inside(folder, below))
+        return page("run.html", run=told, below=f"{below}/" if below else "")
+
+    def file(request: Request) -> Response:
+        path = inside(folder, request.path_params["below"])
+        if path.suffix not in _SENT or not path.is_file():
+            raise KeyError(path)
+        headers = {"Content-Security-Policy": _SHEET} if path.suffix == ".html" else None
+        return FileResponse(path, media_type=_SENT[path.suffix], headers=headers)
+
+    def curves(request: Request) -> Response:
+        below = inside(folder, request.path_params["below"])
+        return Response(curves_of(below), media_type="image/png")
+
+    routes = [
+        Route("/", run),
+        Route("/run/{below:path}", run),
+        Route("/file/{below:path}", file),
+        Route("/curves/{below:path}", curves),
+    ]
+    return _guarded(routes, page, key)
+
+
+def _pages(**told: Any) -> Callable[..., HTMLResponse]:
+    """Return what makes a page of a template; `told` is said to all of them."""
+    pages = Environment(
+        loader=PackageLoader("eval.workbench"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    pages.filters.update(pair=lambda name: (name, name), counted=_counted)
+    pages.globals.update(plain=plain, **told)
+
+    def page(name: str, **more: Any) -> HTMLResponse:
+        return HTMLResponse(pages.get_template(name).render(more))
+
+    return page
+
+
+def _guarded(routes: Sequence[BaseRoute], page: Callable[..., HTMLResponse], key: str) -> Starlette:
+    # Cookies know no port: two pages open at once must not share a name.
+    cookie = f"cot-builder-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
     async def guard(request: Request, answer: RequestResponseEndpoint) -> Response:
         if secrets.compare_digest(request.query_params.get("key", "").encode(), key.encode()):
             response: Response = RedirectResponse(request.url.path, status_code=303)
@@ -183,32 +243,34 @@ def application(bench: Workbench, key: str) -> Starlette:
         else:
             text = "Open the address that `cot-builder browse` printed: it holds the key.\n"
             response = PlainTextResponse(text, status_code=403)
-        response.headers.update(_HEADERS)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
         return response
 
     def failed(_: Request, error: Exception) -> Response:
         wrong = isinstance(error, UserError)
-        response = page("error.html", message=str(error) if wrong else "No such page or study.")
+        response = page("error.html", message=str(error) if wrong else "There is no such page.")
         response.status_code = 400 if wrong else 404
         return response
 
     return Starlette(
         routes=[
-            Route("/", studies),
-            Route("/study/{place:int}", study),
-            Route("/study/{place:int}/image/{number:int}", image),
+            *routes,
             Mount("/static", StaticFiles(packages=[("eval.workbench", "static")])),
         ],
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
             Middleware(BaseHTTPMiddleware, dispatch=guard),
         ],
-        exception_handlers={404: failed, KeyError: failed, UserError: failed},
+        exception_handlers={404: failed, KeyError: failed, OSError: failed, UserError: failed},
     )
 
 
-def serve(bench: Workbench, *, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted; `ready` is told the address, once it answers. Port 0: any free."""
+def serve(pages: Callable[[str], Starlette], *, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the pages that a key gives until interrupted; port 0 takes any free one.
+
+    `ready` is told the address, once it answers.
+    """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     with listener:
@@ -222,7 +284,7 @@ def serve(bench: Workbench, *, port: int, ready: Callable[[str], None]) -> None:
         key = secrets.token_urlsafe(16)
         ready(f"http://{HOST}:{listener.getsockname()[1]}/?key={key}")
         # No log of requests: they hold words of reports.
-        config = uvicorn.Config(application(bench, key), log_level="warning", access_log=False)
+        config = uvicorn.Config(pages(key), log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[listener])
 
 
