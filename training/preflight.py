@@ -96,6 +96,8 @@ def _findings(options: RunOptions, base: str, scratch: Path) -> Iterator[Finding
                     yield Finding(stage, name, True, told)
             except ProblemError as problem:
                 yield Finding(stage, name, False, str(problem))
+            except OSError as error:  # of an image that the check of images has told
+                yield Finding(stage, name, False, f"not checked: {error}")
 
 
 def _look(options: RunOptions, stage: str, base: str, scratch: Path) -> Look:

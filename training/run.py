@@ -213,8 +213,10 @@ def open_run(options: RunOptions) -> None:
     path = options.out / RUN
     world = PartialState()
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    world.wait_for_everyone()
-    if before is None and options.out.is_dir() and any(options.out.iterdir()):
+    filled = options.out.is_dir() and any(options.out.iterdir())
+    done = [stage for stage in options.stages if (options.out / stage).is_dir()]
+    world.wait_for_everyone()  # all have looked before one writes
+    if before is None and filled:
         raise UserError(f"{options.out} holds other files; choose an empty folder for a run")
     if before:
         row["datasets"] = before["datasets"] | named
@@ -224,7 +226,6 @@ def open_run(options: RunOptions) -> None:
             f"{options.out} was trained otherwise: {difference}; choose another "
             "--out, or the recipe and datasets of before"
         )
-    done = [stage for stage in options.stages if (options.out / stage).is_dir()]
     if before and done and not options.resume:
         raise UserError(
             f"{options.out} has {', '.join(done)} already, whole or in part; go on with --resume, "
