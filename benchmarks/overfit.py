@@ -1,7 +1,7 @@
 """Eight examples: MCL learns the format and roughly where boxes lie, SVR makes both right.
 
-The examples are eight of the demo corpus's images with one box each. MCL sees each eight times, its
-box's sides moved at random by up to a quarter of the box, so that there is something left to learn;
+The examples are eight of the demo corpus's images with one box each. MCL has eight copies of each,
+the box's sides moved at random by up to a quarter of it, so that there is something left to learn;
 SVR's rewards know the true box. Writes results/overfit.json and results/overfit.png.
 Run: OMP_NUM_THREADS=1 python benchmarks/overfit.py
 """
