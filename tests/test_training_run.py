@@ -232,7 +232,7 @@ def test_two_processes(demo: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         command, check=False, env=environment(), cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     for stage in ("mcl", "svr", "adapter"):
         assert read_checkpoint(tmp_path / "run" / stage)
     rows = [row for row in read_metrics(tmp_path / "run") if row["stage"] == "mcl"]

@@ -77,6 +77,8 @@ def train(options: RunOptions) -> Path:
     checkpoint to the same weights as if it had not been.
     """
     quiet()
+    # Kept for all who ask later. Without `cpu`, torchrun's processes on CPUs would each be the first.
+    PartialState(cpu=not torch.cuda.is_available())
     open_run(options)
     base = first_base(options)
     for stage in options.stages:
