@@ -77,7 +77,7 @@ def train(options: RunOptions) -> Path:
     checkpoint to the same weights as if it had not been.
     """
     quiet()
-    # Kept for all who ask later. Without `cpu`, torchrun's processes on CPUs would each be the first.
+    # Kept for all who ask later; without `cpu`, each of torchrun's processes on CPUs is the first.
     PartialState(cpu=not torch.cuda.is_available())
     open_run(options)
     base = first_base(options)
