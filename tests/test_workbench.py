@@ -12,7 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -364,6 +366,19 @@ def test_pages_fit_and_are_accessible(browser: Any, width: int, path: str) -> No
         )
 
 
+def soon(holds: Callable[[], bool]) -> None:
+    """Wait until a page has answered to a key: an element may be gone or not there before."""
+    from selenium.common.exceptions import WebDriverException
+
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(WebDriverException, IndexError):
+            if holds():
+                return
+        time.sleep(0.05)
+    assert holds()
+
+
 @pytest.mark.server
 def test_keys_alone_are_enough(browser: Any) -> None:
     from selenium.webdriver.common.keys import Keys
@@ -372,22 +387,23 @@ def test_keys_alone_are_enough(browser: Any) -> None:
     active = lambda: browser.switch_to.active_element  # noqa: E731
     active().send_keys("/")
     active().send_keys("effusion", Keys.ENTER)
-    assert [one.text for one in seen(browser, ".hit")] == ["s1", "s3"]
+    soon(lambda: [one.text for one in seen(browser, ".hit")] == ["s1", "s3"])
     seen(browser, ".hit")[0].send_keys(Keys.ENTER)
+    soon(lambda: browser.title.startswith("s1"))
     active().send_keys("j")
-    assert browser.title.startswith("s3")
+    soon(lambda: browser.title.startswith("s3"))
     active().send_keys("k")
-    assert browser.title.startswith("s1")
+    soon(lambda: browser.title.startswith("s1"))
     mention = seen(browser, "a.mark.negative")[0]
     mention.send_keys(Keys.ENTER)
-    assert "negative by 'no'" in seen(browser, "details[open]")[0].text
+    soon(lambda: "negative by 'no'" in seen(browser, "details[open]")[0].text)
     box = seen(browser, "a.box.true")[0]
     browser.execute_script("arguments[0].focus()", box)
     box.send_keys(Keys.ENTER)
-    assert "reader" in seen(browser, "details.chosen")[0].text
+    soon(lambda: "reader" in seen(browser, "details.chosen")[0].text)
     assert len(seen(browser, "a.box.predicted")) == 1
     seen(browser, ".show-predicted")[0].send_keys(Keys.SPACE)
-    assert seen(browser, "a.box.predicted") == []
+    soon(lambda: seen(browser, "a.box.predicted") == [])
 
 
 @pytest.mark.server
