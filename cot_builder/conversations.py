@@ -346,18 +346,14 @@ def _cues(banks: Banks) -> tuple[str, ...]:
 # -- the wordings of the bank
 
 
+_wordings: dict[str, tuple[Wording, ...]] = {}  # by the banks' content, compiled once in a process
+
+
 def wordings(banks: Banks) -> tuple[Wording, ...]:
     """Return the wordings of the bank; UserError for one that would not be read back."""
-    return _wordings(banks.sha256, tuple(map(_items, banks.templates["wording"])))
-
-
-def _items(row: Row) -> tuple[tuple[str, Any], ...]:
-    return tuple(row.items())
-
-
-@lru_cache(maxsize=16)
-def _wordings(_: str, rows: tuple[tuple[tuple[str, Any], ...], ...]) -> tuple[Wording, ...]:
-    return tuple(_compiled(dict(row)) for row in rows)
+    if banks.sha256 not in _wordings:
+        _wordings[banks.sha256] = tuple(map(_compiled, banks.templates["wording"]))
+    return _wordings[banks.sha256]
 
 
 def _compiled(row: Row) -> Wording:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +16,6 @@ from rich.console import Console
 from cot_builder.cli.drafting import endpoint
 from cot_builder.cli.options import (
     BOXES,
-    INTERRUPTED,
     LLM,
     BankFolder,
     Factor,
@@ -37,7 +34,9 @@ from cot_builder.cli.options import (
     ZeroRetentionHost,
     cpus,
     extra,
+    interruptible,
     pixel_budget,
+    this_command,
 )
 from cot_builder.errors import UserError
 
@@ -377,7 +376,7 @@ def build(
         resume=resume,
         overwrite=overwrite,
         seed=seed,
-        command=without_folders(shlex.join(["cot-builder", *sys.argv[1:]])),
+        command=without_folders(this_command()),
     )
     portion = Portion.parse(shard) if shard else None
     if portion and engine is not Engine.local:
@@ -388,24 +387,18 @@ def build(
     if portion and phrasing is Phrasing.llm:
         raise UserError("--phrasing llm words the steps of a whole dataset: leave out --shard")
     started = time.monotonic()
-    try:
-        with _progress_bar() as progress, extra("scale", "--llm-model"):
-            if portion:
-                jobs = build_part(options, portion, progress=progress)
-            else:
-                manifest = run_build(
-                    options,
-                    progress=progress,
-                    estimated=_print_estimate,
-                    engine=ENGINES.get(engine),
-                )
-                if phrasing is Phrasing.llm:
-                    manifest = _phrase(
-                        options, asked, kept, manifest, batch=llm_batch, bar=progress
-                    )
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command with --resume goes on from here", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    with interruptible(), _progress_bar() as progress, extra("scale", "--llm-model"):
+        if portion:
+            jobs = build_part(options, portion, progress=progress)
+        else:
+            manifest = run_build(
+                options,
+                progress=progress,
+                estimated=_print_estimate,
+                engine=ENGINES.get(engine),
+            )
+            if phrasing is Phrasing.llm:
+                manifest = _phrase(options, asked, kept, manifest, batch=llm_batch, bar=progress)
     if portion:
         typer.echo(
             f"part {shard}: {len(jobs)} shards in {out}; `cot-builder merge` takes all parts"
@@ -438,7 +431,7 @@ def merge(
     from cot_builder.parts import merge as merge_parts
 
     started = time.monotonic()
-    command = without_folders(shlex.join(["cot-builder", *sys.argv[1:]]))
+    command = without_folders(this_command())
     manifest = merge_parts(out, parts, command=command)
     _print_summary(manifest, out, time.monotonic() - started)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from cot_builder.errors import UserError
 if TYPE_CHECKING:
     from cot_builder.boxes import Pixels
 
-INTERRUPTED: Final = 130
+_INTERRUPTED: Final = 130
 BOXES: Final = "Boxes and the model's processor"
 
 MinPixels = Annotated[
@@ -166,3 +168,18 @@ def spinner(what: str) -> Iterator[Callable[[int], None]]:
     """Show a spinner that tells how many are done."""
     with Console(stderr=True).status(what) as status:
         yield lambda done: status.update(f"{done:,} {what}") if done % 100 == 0 else None
+
+
+def this_command() -> str:
+    """Return the command line as a person would type it, for manifests and run folders."""
+    return shlex.join(["cot-builder", *sys.argv[1:]])
+
+
+@contextmanager
+def interruptible(again: str = "the same command with --resume") -> Iterator[None]:
+    """Turn Ctrl-C into a line that says how to go on, and the exit status of an interrupt."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; {again} goes on from here", err=True)
+        raise typer.Exit(_INTERRUPTED) from None

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cot_builder.cli.options import INTERRUPTED
+from cot_builder.cli.options import interruptible
 
 if TYPE_CHECKING:
     from cot_builder.reproduce import Outcome
@@ -56,18 +56,14 @@ def reproduce(
         for step in ordered:
             typer.echo(shlex.join(["cot-builder", *step.command]))
         return
-    try:
-        with Live(console=console, refresh_per_second=2) as live:
-            run(
-                read.name,
-                ordered,
-                out,
-                redo=redo or (),
-                show=lambda outcomes: live.update(_overview(outcomes)),
-            )
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    with interruptible("the same command"), Live(console=console, refresh_per_second=2) as live:
+        run(
+            read.name,
+            ordered,
+            out,
+            redo=redo or (),
+            show=lambda outcomes: live.update(_overview(outcomes)),
+        )
     console.print(f"tables and figures: {out / 'tables'}", highlight=False)
 
 

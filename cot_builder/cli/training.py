@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -13,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cot_builder.cli.options import INTERRUPTED, BankFolder, extra
+from cot_builder.cli.options import BankFolder, extra, interruptible, this_command
 from cot_builder.errors import UserError
 
 if TYPE_CHECKING:
@@ -212,16 +210,13 @@ def _run(
         image_root=image_root,
         base=base,
         resume=resume,
-        command=shlex.join(["cot-builder", *sys.argv[1:]]),
+        command=this_command(),
     )
     if check:
         _report(preflight(options))
         return
-    try:
+    with interruptible():
         last = train(options)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command with --resume goes on from here", err=True)
-        raise typer.Exit(INTERRUPTED) from None
     typer.echo(f"trained {', '.join(stages)} → {last}")
 
 
