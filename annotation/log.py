@@ -3,11 +3,13 @@
 It holds `tasks.jsonl` (what was sent), `projects.jsonl` (where to), `annotations.jsonl` (what
 readers submitted, as Label Studio gave it; lines are only ever added) and `rejects.jsonl` (what the
 last pull could not use, and why). Reviews are read off tasks and annotations each time: nothing
-that a reader did is lost, not even where it cannot be used yet.
+that a reader did is lost, not even where it cannot be used yet. A last line without its end is a
+write that was cut off: it does not count, and the next write begins in its place.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,18 +29,21 @@ REJECTS: Final = "rejects.jsonl"
 SOURCE: Final = "label_studio"
 
 
-def append(path: Path, rows: Iterable[Row], *, known: set[str]) -> int:
+def append(path: Path, rows: Iterable[Row], *, known: set[bytes]) -> int:
     """Add the lines that are not yet `known` to a log, and return how many those were."""
     lines = dict.fromkeys(json_lines([row]) for row in rows)
-    new = [line for line in lines if line.decode() not in known]
+    new = [line for line in lines if line not in known]
     if new:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "ab") as log:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a+b") as log:
+            fcntl.flock(log, fcntl.LOCK_EX)  # half a line is then nobody's who still writes
+            log.seek(0)
+            log.truncate(log.read().rfind(b"\n") + 1)
             log.write(b"".join(new))
             log.flush()
             os.fsync(log.fileno())
-        known.update(line.decode() for line in new)
+        known.update(new)
     return len(new)
 
 
@@ -49,18 +54,18 @@ def read_lines(path: Path) -> Iterator[Row]:
             yield json.loads(line)
         except ValueError:
             raise UserError(
-                f"{path}, line {number} is not JSON: a write was cut off or the file was edited; "
-                "remove that line, then pull or push again"
+                f"{path}, line {number} is not JSON: the file was edited; remove that line, then "
+                "pull or push again"
             ) from None
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[bytes]:
     if path.is_file():
-        with path.open(encoding="utf-8") as lines:
-            yield from lines
+        with path.open("rb") as lines:
+            yield from (line for line in lines if line.endswith(b"\n"))
 
 
-def known_lines(path: Path) -> set[str]:
+def known_lines(path: Path) -> set[bytes]:
     """Return the lines of a log, to tell which ones are new."""
     return set(_lines(path))
 

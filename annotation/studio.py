@@ -21,6 +21,8 @@ BATCH: Final = 500
 TIMEOUT: Final = 600
 # A write is never sent twice by itself: the server may have kept the first one.
 _WRITE: Final[Any] = {"max_retries": 0, "timeout_in_seconds": TIMEOUT}
+# By this title a pull knows the snapshot of one that was killed.
+_SNAPSHOT: Final = "cot-builder review pull"
 _CONTROLS: Final = ("disease", "assertion", "anatomy", "box", "verdict")
 _TITLE: Final = (3, 50)
 _LabelStudio: Any = LabelStudio  # its constructor has no types
@@ -236,12 +238,18 @@ def _keys(studio: Studio, project: int) -> set[str]:
 def pull(studio: Studio, project: int) -> list[Row]:
     """Return the tasks of a project that somebody answered, with their annotations.
 
-    The snapshot that Label Studio makes for it is removed again: it holds the reports.
+    The snapshot that Label Studio makes for it is removed again, and those that killed pulls left:
+    they hold the reports.
     """
     exports = studio.client.projects.exports
     with _asking(studio.url, f"pulling project {project}"):
+        for left in exports.list(project):
+            if left.title == _SNAPSHOT:
+                exports.delete(id=project, export_pk=left.id)
         options: Any = {"only_with_annotations": True}
-        snapshot = exports.create(project, task_filter_options=options, request_options=_WRITE).id
+        snapshot = exports.create(
+            project, title=_SNAPSHOT, task_filter_options=options, request_options=_WRITE
+        ).id
         try:
             while (state := exports.get(id=project, export_pk=snapshot).status) in (
                 "created", "in_progress",

@@ -213,6 +213,8 @@ def projects(out: str) -> list[int]:
 def test_push_annotate_pull_agree_adjudicate_apply(
     server: Server, boxed: Path, readers: dict[str, Annotator], tmp_path: Path
 ) -> None:
+    from annotation import studio
+
     place = ("--server", server.folder, "--reviews", tmp_path / "log")
     push = ("push", boxed, *place, "--overlap", "2", "--blind", "--annotator", ANN,
             "--annotator", BOB, "--title", "round")  # fmt: skip
@@ -239,7 +241,10 @@ def test_push_annotate_pull_agree_adjudicate_apply(
     out = cot("pull", boxed, *place)
     assert "28 new annotations" in out
     assert "14 studies pushed, 14 answered" in out
+    exports = studio.connect(server.account.url, server.account.token).client.projects.exports
+    exports.create(of[ANN], title="cot-builder review pull")  # as a pull that was killed leaves it
     assert "0 new annotations" in cot("pull", boxed, *place)
+    assert exports.list(of[ANN]) == []
     log = tmp_path / "log"
     ann, bob = by_study(log, ANN), by_study(log, BOB)
     done = {

@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 from cot_builder.cli import app, publishing
 from cot_builder.dataset import read_studies
 from tests.hub_double import DROPPED, HANGS, HubDouble
+from tests.openai_double import Double
 
 datasets = pytest.importorskip("datasets")
 from datasets import load_dataset  # noqa: E402
@@ -277,6 +278,25 @@ def test_reading_what_one_may_not(
     assert "may not write" in refused("publish", demo, "--version", "2.0.0", "--repo", REPO)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "hf auth login" in refused("publish", demo, "--version", "2.0.0", "--repo", REPO)
+
+
+@pytest.mark.server
+def test_where_a_model_was_asked_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, folder = tmp_path / "drafted", tmp_path / "free"
+    with Double(lambda text, schema: {"mentions": []}) as server:
+        address = server.url.replace("127.0.0.1", "localhost")
+        command = ["build", "--source", "demo", "--out", out, "--workers", "1", "--llm-model", "m"]
+        command += [f"--llm-base-url={address}", "--zero-retention-host", "localhost"]
+        monkeypatch.setattr("sys.argv", ["cot-builder", *map(str, command)])
+        well(*command)
+    assert "localhost" in (out / "manifest.json").read_text()
+    well("publish", out, "--version", "1.0.0", "--to", folder)
+    assert "localhost" not in scan(folder)
+    told = read_version(folder)["dataset"]
+    assert told["decomposer"]["model"]["name"] == "m"
+    assert "--llm-base-url ... --zero-retention-host ..." in told["command"]
 
 
 @pytest.mark.server

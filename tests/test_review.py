@@ -537,6 +537,33 @@ def test_the_log_only_grows_and_pulling_twice_adds_nothing(demo: Path, tmp_path:
     assert (folder / "annotations.jsonl").stat().st_mode & 0o77 == 0
 
 
+def test_a_log_that_was_cut_off_anywhere_ends_as_if_it_had_not_been(
+    demo: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "reviews"
+    tasks = {task.key: task for task in pushed(demo, folder, "demo-004", "demo-007")}
+    answers = [exported(task, ("zoë@x", result(task) + verdict())) for task in tasks.values()]
+    record(folder, answers, tasks)
+    log = folder / "annotations.jsonl"
+    whole = log.read_bytes()
+    for size in [*range(0, len(whole), 97), whole.index("ë".encode()) + 1, len(whole) - 1]:
+        log.write_bytes(whole[:size])
+        lost = 2 - whole[:size].count(b"\n")
+        reviews, rejects = read_reviews(folder)
+        assert (len(reviews), rejects) == (2 - lost, [])
+        assert record(folder, answers, tasks) == (lost, [])
+        assert log.read_bytes() == whole
+
+
+def test_a_line_that_somebody_broke_is_told(demo: Path, tmp_path: Path) -> None:
+    (task,) = pushed(demo, tmp_path, "demo-004")
+    log = tmp_path / "annotations.jsonl"
+    record(tmp_path, [exported(task, ("a@x", result(task)))], {task.key: task})
+    log.write_bytes(b'{"task": \n' + log.read_bytes())
+    with pytest.raises(UserError, match=r"annotations\.jsonl, line 1 is not JSON"):
+        read_reviews(tmp_path)
+
+
 def test_exports_of_others_are_told(demo: Path, tmp_path: Path) -> None:
     folder = tmp_path / "reviews"
     one, two = pushed(demo, folder, "demo-004", "demo-007")

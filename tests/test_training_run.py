@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,9 +32,9 @@ from training.models import load_checkpoint, merge, part_of
 from training.preflight import Finding, preflight
 from training.recipe import load_recipe
 from training.resume import newest_checkpoint
-from training.run import TRAINERS, RunOptions, pick_samples, train
+from training.run import TRAINERS, RunOptions, open_run, pick_samples, train
 from training.stage import Job
-from training.watching import complete, read_metrics
+from training.watching import Journal, complete, read_metrics
 
 BANKS = load_banks()
 SHORT = (
@@ -214,6 +215,39 @@ run.train(t.options(Path({str(demo)!r}), Path({str(out)!r}), stages=({stage!r},)
     assert digest(out / stage / weights) == digest(run / stage / weights)
     steps = [row["step"] for row in read_metrics(out) if row["stage"] == stage and "loss" in row]
     assert steps == sorted(set(steps)), "a step that is taken again is logged once"
+
+
+def test_what_a_kill_cuts_off_of_a_runs_files_is_no_obstacle(demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".run.json").write_text('{"recipe": {"mod')  # killed before run.json was there
+    given = options(demo, out, resume=True)
+    open_run(given)
+    told = (out / "run.json").read_text()
+    open_run(given)
+    assert (out / "run.json").read_text() == told
+    lines = [{"stage": "mcl", "step": step, "loss": 1.0} for step in (1, 2, 3)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (out / "metrics.jsonl").write_text(text + '{"stage": "mcl", "st')
+    assert list(read_metrics(out)) == lines
+    state = SimpleNamespace(global_step=2, is_world_process_zero=True)
+    Journal(out, "mcl").on_train_begin(None, state, None)
+    assert list(read_metrics(out)) == lines[:2]
+    assert {path.name for path in out.iterdir()} == {"run.json", "metrics.jsonl"}
+
+
+@pytest.mark.slow
+def test_a_stage_that_ended_leaves_no_checkpoints_though_it_was_killed_then(
+    run: Path, demo: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    left = tmp_path / "run/svr/checkpoint-4"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"gigabytes")
+    train(options(demo, tmp_path / "run", resume=True))
+    assert not left.exists()
+    weights = "svr/model.safetensors"
+    assert digest(tmp_path / "run" / weights) == digest(run / weights)
 
 
 def environment() -> dict[str, str]:

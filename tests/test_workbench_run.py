@@ -303,6 +303,26 @@ def test_a_path_stays_inside(tmp_path: Path) -> None:
             inside(tmp_path, below)
 
 
+@pytest.mark.parametrize(
+    "below",
+    ["run.json", "metrics.jsonl", "samples/mcl-000200.jsonl", "mcl/manifest.json"],
+)
+def test_a_link_that_leads_out_of_a_run_is_not_followed(tmp_path: Path, below: str) -> None:
+    folder = trained(tmp_path / "run")
+    (folder / below).rename(tmp_path / "outside")
+    (folder / below).symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match=f"{below} leads out of the run's folder"):
+        read_run(folder)
+
+
+def test_a_stage_that_is_named_like_a_path_is_not_followed(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run")
+    write(tmp_path / "outside/manifest.json", {"examples": 31})
+    write(folder / "metrics.jsonl", '{"stage": "../outside", "step": 1}\n')
+    with pytest.raises(UserError, match=r"outside/manifest\.json leads out"):
+        read_run(folder)
+
+
 @pytest.mark.parametrize("option", ["root", "predictions", "against", "banks", "old"])
 def test_options_of_a_dataset_do_not_fit_a_run(tmp_path: Path, option: str) -> None:
     from typer.testing import CliRunner

@@ -24,9 +24,19 @@ _KEYS: Final = frozenset({"stage", "base", "frame"})
 
 def write_checkpoint(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Declare a folder a whole checkpoint."""
-    temporary = folder / f".{MANIFEST}"
-    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    temporary.replace(folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)
+
+
+def write_json(path: Path, row: Mapping[str, Any]) -> None:
+    """Write a JSON object, the whole file or none of it."""
+    replace_text(path, json.dumps(row, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file, which is as it was until all of it is written."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:

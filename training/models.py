@@ -22,7 +22,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from cot_builder.boxes import Frame
 from cot_builder.errors import UserError
-from training.checkpoints import base_of, read_checkpoint
+from training.checkpoints import base_of, read_checkpoint, write_checkpoint
 from training.processors import IMAGE_ONLY, load_processor, save_processor
 
 TINY: Final = "tiny-"
@@ -93,7 +93,7 @@ def merge(adapter: Path, out: Path) -> None:
     save_processor(loaded.processor, out, model.config.model_type)
     if manifest:
         merged = manifest | {"stage": "merged", "base": str(adapter.resolve())}
-        (out / "manifest.json").write_text(json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
+        write_checkpoint(out, merged)
 
 
 # -- parts

@@ -34,7 +34,7 @@ from cot_builder.records import Row
 from knowledge_banks import Banks
 from training import adapter, mcl, svr
 from training.card import write_card
-from training.checkpoints import read_checkpoint, write_checkpoint
+from training.checkpoints import read_checkpoint, write_checkpoint, write_json
 from training.conversations import Source, columns, open_source, texts
 from training.models import TINY, make_tiny
 from training.pictures import draw_curves
@@ -85,6 +85,9 @@ def train(options: RunOptions) -> Path:
         folder = options.out / stage
         if not read_checkpoint(folder):
             train_stage(options, stage, base)
+        if PartialState().is_main_process:
+            for left in folder.glob("checkpoint-*"):
+                shutil.rmtree(left)
         base = str(folder.resolve())
     return Path(base)
 
@@ -114,8 +117,6 @@ def train_stage(options: RunOptions, stage: str, base: str) -> None:
         draw_curves(options.out)
         write_card(job.folder, manifest, options.out)
         write_checkpoint(job.folder, manifest)
-        for left in job.folder.glob("checkpoint-*"):
-            shutil.rmtree(left)
     world.wait_for_everyone()
     del trainer
     gc.collect()
@@ -215,7 +216,8 @@ def open_run(options: RunOptions) -> None:
     path = options.out / RUN
     world = PartialState()
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    filled = options.out.is_dir() and any(options.out.iterdir())
+    # A run that was killed at once may have left the file that was to become this one.
+    filled = options.out.is_dir() and any(p.name != f".{RUN}" for p in options.out.iterdir())
     done = [stage for stage in options.stages if (options.out / stage).is_dir()]
     world.wait_for_everyone()  # all have looked before one writes
     if before is None and filled:
@@ -236,7 +238,7 @@ def open_run(options: RunOptions) -> None:
     if world.is_main_process:
         options.out.mkdir(parents=True, exist_ok=True)
         whole = row | {"command": options.command, "versions": versions()}
-        path.write_text(json.dumps(before or whole, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_json(path, before or whole)
     world.wait_for_everyone()
 
 

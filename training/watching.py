@@ -24,17 +24,21 @@ from transformers import TrainerCallback
 
 from cot_builder.answers import Answer, AnswerError
 from cot_builder.boxes import XYXY, Size, rescaled
+from training.checkpoints import replace_text
 from training.models import evaluating
 
 METRICS: Final = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a run's metrics: stage, step, and what was logged there."""
+    """Yield the lines of a run's metrics: stage, step, and what was logged there.
+
+    A last line without its end was cut off, and is left out.
+    """
     path = folder / METRICS
     if path.is_file():
         with path.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+            yield from (json.loads(line) for line in lines if line.endswith("\n"))
 
 
 class Journal(TrainerCallback):
@@ -58,7 +62,7 @@ class Journal(TrainerCallback):
                 if row["stage"] != self.stage or row["step"] <= state.global_step
             ]
             text = "".join(json.dumps(row) + "\n" for row in kept)
-            (self.folder / METRICS).write_text(text, encoding="utf-8")
+            replace_text(self.folder / METRICS, text)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write one line."""

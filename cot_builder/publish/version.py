@@ -56,6 +56,9 @@ Images = Literal["auto", "embed", "paths"]
 
 _VERSION: Final = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 _UNFINISHED: Final = ".unfinished"
+# Where a model was asked may name the inside of a network: it stays in the author's own manifest.
+_ADDRESSES: Final = frozenset({"base_url", "zero_retention_host"})
+_ADDRESSED: Final = re.compile(r"(--(?:llm-base-url|zero-retention-host))[= ](?:'[^']*'|\S+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +191,7 @@ def _write(options: VersionOptions, how: Terms, stage: Path) -> Manifest:
             "cot-builder": __version__,
             **{name: installed(name) for name in ("datasets", "pyarrow")},
         },
-        "dataset": _without_paths(dataset),
+        "dataset": _public(dataset),
         "dataset_files": {
             name: _sha256((options.dataset / name).read_bytes()) for name in (MANIFEST, REJECTS)
         },
@@ -281,13 +284,15 @@ def _described(files: list[File]) -> Row:
     }
 
 
-def _without_paths(value: Any) -> Any:
-    """Return a manifest whose texts name files without where they lie on somebody's disk."""
+def _public(value: Any) -> Any:
+    """Return a manifest without where files lie on somebody's disk and where a model was asked."""
     if isinstance(value, Mapping):
-        return {name: _without_paths(inner) for name, inner in value.items()}
+        return {name: _public(inner) for name, inner in value.items() if name not in _ADDRESSES}
     if isinstance(value, list):
-        return [_without_paths(inner) for inner in value]
-    return without_folders(value) if isinstance(value, str) else value
+        return [_public(inner) for inner in value]
+    if isinstance(value, str):
+        return without_folders(_ADDRESSED.sub(r"\1 ...", value))
+    return value
 
 
 def version_in(where: Path, new: Manifest) -> Manifest | None:

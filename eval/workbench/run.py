@@ -76,7 +76,7 @@ class Run(NamedTuple):
 
 def is_run(folder: Path) -> bool:
     """Tell a run from a dataset; UserError where a folder is neither."""
-    manifest = _table(folder / MANIFEST)
+    manifest = _table(folder, MANIFEST)
     if (folder / TRAINED).is_file() or _is_reproduction(folder, manifest):
         return True
     if "shards" in manifest:
@@ -108,7 +108,7 @@ def read_metrics(folder: Path) -> list[Row]:
     """Return the lines of a training run's metrics that can be read."""
     return [
         row
-        for row in _lines(folder / METRICS)
+        for row in _lines(folder, METRICS)
         if isinstance(row.get("stage"), str) and isinstance(row.get("step"), int)
     ]
 
@@ -142,13 +142,13 @@ def _newer(path: Path, other: Path) -> bool:
 
 
 def _training(folder: Path) -> Run:
-    told, logged = _table(folder / TRAINED), read_metrics(folder)
+    told, logged = _table(folder, TRAINED), read_metrics(folder)
     recipe, datasets = _row(told.get("recipe")), _row(told.get("datasets"))
     stages = list(dict.fromkeys([*datasets, *(row["stage"] for row in logged)]))
     last: dict[str, Row] = {stage: {} for stage in stages}
     for row in logged:
         last[row["stage"]].update({key: n for key, n in row.items() if n is not None})
-    ended = {stage: _table(folder / stage / MANIFEST) for stage in stages}
+    ended = {stage: _table(folder, f"{stage}/{MANIFEST}") for stage in stages}
     state = [
         (
             stage,
@@ -201,7 +201,7 @@ def _samples(folder: Path, stage: str) -> Samples | None:
         if (folder / "samples" / f"{name}.png").is_file()
     }
     step = max(found)
-    answers = islice(_lines(folder / "samples" / f"{found[step]}.jsonl"), ANSWERS)
+    answers = islice(_lines(folder, f"samples/{found[step]}.jsonl"), ANSWERS)
     title, picture = f"{stage}, step {step}", pictures.pop(step, None)
     return Samples(title, picture, [*answers], [*pictures.values()])
 
@@ -216,7 +216,7 @@ def _is_reproduction(folder: Path, manifest: Row) -> bool:
 
 
 def _reproduction(folder: Path) -> Run:
-    manifest = _table(folder / MANIFEST)
+    manifest = _table(folder, MANIFEST)
     # The manifest is written last; one of before stays there while steps are run again.
     ended = bool(manifest) and not any(
         _newer(log, folder / MANIFEST) for log in folder.glob("logs/*.log")
@@ -254,7 +254,7 @@ def _steps_so_far(folder: Path) -> Iterator[tuple[str, Any, Any]]:
     """Yield the steps that have a record, as they ended, and those that only have a log."""
     records = sorted((folder / _STEPS).glob("*.json"), key=lambda path: path.stat().st_mtime)
     for path in records:
-        row = _table(path)
+        row = _table(folder, f"{_STEPS}/{path.name}")
         words = row.get("command")
         command = ["cot-builder", *map(str, words)] if isinstance(words, list) else []
         yield path.stem, row.get("seconds"), shlex.join(command)
@@ -299,8 +299,18 @@ def _rounded(text: str) -> str:
 # -- reading what others wrote
 
 
-def _table(path: Path) -> Row:
+def _own(folder: Path, below: str) -> Path:
+    try:
+        return inside(folder, below)
+    except KeyError:
+        raise UserError(
+            f"{folder / below} leads out of the run's folder, and is not read; copy the file there"
+        ) from None
+
+
+def _table(folder: Path, below: str) -> Row:
     """Return a JSON object of a file; empty where there is none, UserError where it is broken."""
+    path = _own(folder, below)
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -312,8 +322,9 @@ def _table(path: Path) -> Row:
     return row
 
 
-def _lines(path: Path) -> Iterator[Row]:
+def _lines(folder: Path, below: str) -> Iterator[Row]:
     """Yield the objects of a JSON Lines file, without lines that are none."""
+    path = _own(folder, below)
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as lines:
