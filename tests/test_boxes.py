@@ -69,6 +69,8 @@ def extent_or_skip(frame: Frame, size: Size) -> Size:
         ((10, 20, 30, 40), (10, 20, 30, 40), None),
         ((0, 0, 100, 80), (0, 0, 100, 80), None),
         ((-5, 20, 30, 90.5), (0, 20, 30, 80), "box_clipped"),
+        ((-5, 20, 1, 40), (0, 20, 1, 40), "box_clipped"),
+        ((10, -5, 30, 1), (10, 0, 30, 1), "box_clipped"),
         ((99.5, 79.5, 101, 81), (99.5, 79.5, 100, 80), "box_clipped"),
         ((10, 20, 10, 40), None, "box_empty"),
         ((10, 40, 30, 40), None, "box_empty"),
@@ -77,6 +79,7 @@ def extent_or_skip(frame: Frame, size: Size) -> Size:
         ((100, 20, 130, 40), None, "box_outside"),
         ((-30, 20, 0, 40), None, "box_outside"),
         ((10, 80, 30, 99), None, "box_outside"),
+        ((10, -30, 30, 0), None, "box_outside"),
         ((math.nan, 20, 30, 40), None, "box_not_finite"),
         ((10, 20, math.inf, 40), None, "box_not_finite"),
     ],
@@ -96,8 +99,20 @@ def test_other_forms_of_a_box_become_corners() -> None:
     ellipse = Box.from_ellipse(50, 40, 60, 10, **WHERE)
     assert ellipse.reason == "box_clipped"
     assert ellipse.box == Box(0, 30, 100, 50, **{**WHERE, "kind": "ellipse"})
+    assert Box.clipped(10, 20, 30, 40, **WHERE, certainty=3).box == Box(
+        10, 20, 30, 40, **WHERE, certainty=3
+    )
     with pytest.raises(ValueError, match="expected one of"):
         Box(10, 20, 30, 40, **{**WHERE, "kind": "guess"})
+
+
+def test_a_box_that_is_none_says_what_was_expected() -> None:
+    with pytest.raises(ValueError, match="box_empty") as refused:
+        Box(10, 20, 10, 40, **WHERE)
+    assert str(refused.value) == (
+        "box_empty: (10, 20, 10, 40) in a, 100 x 80 pixels; "
+        "expected 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height"
+    )
 
 
 def test_rows_read_back() -> None:
@@ -108,7 +123,7 @@ def test_rows_read_back() -> None:
 
 def test_union_holds_all_boxes_of_one_image() -> None:
     left, right = Box(0, 10, 20, 30, **WHERE), Box(15, 5, 40, 25, **WHERE)
-    assert union([left, right]) == Box(0, 5, 40, 30, **WHERE)
+    assert union([left, right]) == union([right, left]) == Box(0, 5, 40, 30, **WHERE)
     with pytest.raises(ValueError, match="several images"):
         union([left, Box(15, 5, 40, 25, **{**WHERE, "image_id": "b"})])
 
@@ -120,6 +135,7 @@ def test_union_holds_all_boxes_of_one_image() -> None:
         ((0, 0, 2, 2), (1, 1, 3, 3), 1 / 7),
         ((0, 0, 2, 2), (2, 0, 4, 2), 0),
         ((0, 0, 0.2, 0.2), (0.1, 0, 0.3, 0.2), 1 / 3),
+        ((0, 0, 1, 0.5), (0, 0, 1, 0.25), 1 / 2),
         ((2, 2, 0, 0), (0, 0, 2, 2), 0),
         ((1, 1, 1, 1), (1, 1, 1, 1), 0),
     ],
@@ -175,6 +191,18 @@ def test_whole_numbers_of_a_frame_come_back_as_they_were(
     assert frame.integers(frame.back((x1, y1, x2, y2), size), size) == (x1, y1, x2, y2)
 
 
+@pytest.mark.parametrize(
+    ("box", "whole"),
+    [
+        ((1023.8, 0, 1024, 0.3), (999, 0, 1000, 1)),
+        ((0, 1023.8, 0.3, 1024), (0, 999, 1, 1000)),
+        ((1024, 1024, 1024, 1024), (999, 999, 1000, 1000)),
+    ],
+)
+def test_a_thin_box_at_the_edge_keeps_one_unit_inside(box: XYXY, whole: XYXY) -> None:
+    assert Frame().integers(box, Size(1024, 1024)) == whole
+
+
 def test_norm1000_does_not_depend_on_any_resizing() -> None:
     box, size = (636, 764, 1272, 1528), Size(2544, 3056)
     for frame in (Frame(), Frame(pixels=Pixels(32, 4096, 401408)), Frame(scale=0.25)):
@@ -190,11 +218,19 @@ def test_norm1000_does_not_depend_on_any_resizing() -> None:
         ((2544, 3056), Pixels(max_pixels=401408), (560, 672), 480),
         ((434, 506), Pixels(), (448, 504), 288),
         ((20, 10), Pixels(), (84, 56), 6),
+        ((30, 40), Pixels(), (56, 84), 6),
+        # A product that is a bound is within it; a side may be one square wide.
+        ((50, 60), Pixels(), (56, 56), 4),
+        ((60, 55), Pixels(max_pixels=56 * 56), (56, 56), 4),
+        ((56, 112), Pixels(), (56, 112), 8),
+        ((28, 112), Pixels(), (28, 112), 4),
+        ((112, 28), Pixels(), (112, 28), 4),
+        ((2000, 10), Pixels(), (812, 28), 29),
     ],
 )
 def test_pixel_budgets(size: Size, pixels: Pixels, seen: Size, tokens: int) -> None:
     assert pixels.seen(Size(*size)) == seen
-    assert pixels.tokens(Size(*size)) == tokens
+    assert repr(pixels.tokens(Size(*size))) == repr(tokens)
 
 
 def test_model_pixels_count_what_the_processor_leaves() -> None:
@@ -210,8 +246,15 @@ def test_quarter_pixels_are_refused_where_the_quarter_would_be_resized_again() -
     assert Frame("quarter_pixels").extent(size) == scaled(size, 0.25) == (636, 764)
     with pytest.raises(UserError) as refused:
         Frame("quarter_pixels", Pixels(max_pixels=401408)).extent(size)
-    for said in ("636 x 764", "401408", "560 x 672", "--max-pixels", "norm1000"):
-        assert said in str(refused.value)
+    assert str(refused.value) == (
+        "frame quarter_pixels: the quarter of 2544 x 3056 is 636 x 764 pixels, and max_pixels "
+        "401408 would resize it again, to 560 x 672: the model would not see the pixels that its "
+        "boxes count. Raise --max-pixels, or use --frame norm1000, which no resizing changes"
+    )
+
+
+def test_a_reduced_image_has_a_pixel_at_least() -> None:
+    assert scaled(Size(1, 1), 0.25) == (1, 1)
 
 
 def test_quarter_pixels_take_no_other_scale() -> None:
@@ -257,15 +300,20 @@ def test_the_same_pixels_pass() -> None:
             "name: the dataset says norm1000, the checkpoint quarter_pixels",
         ),
         (
-            {"processor": Pixels(), "checkpoint": Frame(scale=0.25)},
+            {"processor": Pixels(32), "checkpoint": Frame(scale=0.25)},
+            "factor: the dataset says 28, the processor 32; "
             "scale: the dataset says 1.0, the checkpoint 0.25",
         ),
     ],
 )
 def test_a_mismatch_says_who_says_what(others: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(UserError) as refused:
         check_frames(data=Frame(), **others)
-    assert "--max-pixels" in str(refused.value)
+    assert str(refused.value) == (
+        f"boxes would be read in another frame: {said}. Load the processor with the dataset's "
+        "min_pixels and max_pixels, or build the dataset again with the --frame, --min-pixels and "
+        "--max-pixels of the processor or checkpoint"
+    )
 
 
 # -- the originals

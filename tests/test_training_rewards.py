@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,7 @@ def test_a_perfect_box_scores_however_it_is_written(text: str) -> None:
     assert scores(text, LEFT, reward="paper") == [1, 1]
     assert scores(text, LEFT, reward="set") == [1, 1]
     assert scores(text, LEFT, reward="visual_rft")[::2] == [1, 1]
+    assert iou_reward(**{**columns(text, LEFT), "completions": [text]}) == [1]
 
 
 PROMPT = (
@@ -107,6 +110,15 @@ WORTHLESS = {
     "three numbers": said("[100, 100, 300]"),
     "five numbers": said("[100, 100, 300, 500, 7]"),
     "a point": said("[100, 100, 100, 100]"),
+    "no width": said("[100, 100, 100, 500]"),
+    "no height": said("[100, 100, 300, 100]"),
+    "too far to the left": said("[-101, 100, 300, 500]"),
+    "too far up": said("[100, -101, 300, 500]"),
+    "too far to the right": said("[100, 100, 1101, 500]"),
+    "too far down": said("[100, 100, 300, 1101]"),
+    "eleven boxes": said(", ".join([L] * 11)),
+    "a bit too wide": said("[0, 0, 950.2, 1000]"),
+    "a bit too high": said("[0, 0, 1000, 950.5]"),
     "words": said("on the left"),
 }  # fmt: skip
 
@@ -125,6 +137,31 @@ def test_nothing_else_scores_where_there_is_nothing(text: str) -> None:
 
 def test_a_box_on_the_whole_image_is_right_where_the_true_one_is() -> None:
     assert scores(said("[0, 0, 1000, 1000]"), (0, 0, *SIZE), reward="set") == [1, 1]
+    assert scores(said("[0, 0, 1000, 1000]"), (0, 0, 1900, 1000), reward="set") == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[-100, -100, 300, 500]",
+        "[600, 500, 1100, 1100]",
+        "[10, 600, 50, 900]",
+        "[0, 0, 950, 1000]",
+        "[60, 0, 1000, 1000]",
+        "[0, 60, 1000, 1000]",
+        ", ".join([L] * 10),
+    ],
+)
+def test_an_answer_just_within_the_bounds_is_one(answer: str) -> None:
+    assert format_reward(**columns(said(answer), LEFT)) == [1]
+
+
+@pytest.mark.parametrize("reward", [function for row in REWARDS.values() for function in row])
+@pytest.mark.parametrize("column", ["completions", "boxes", "size", "extent"])
+def test_columns_of_several_lengths_are_an_error(reward: Callable[..., Any], column: str) -> None:
+    row = columns(said(L), LEFT)
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        reward(**{**row, column: row[column] * 2})
 
 
 @pytest.mark.parametrize(
@@ -168,7 +205,23 @@ def test_the_match_is_the_best_one_not_the_first() -> None:
         (said("[{'Position': [600, 100, 800, 500], 'Confidence': 0.8}]"), (LEFT,), 0, 0.2),
         (said("[{'Position': [100, 100, 300, 303], 'Confidence': 0.7}]"), (LEFT,), 0.5075, 0.7),
         (said("[{'Position': [100, 100, 300, 298], 'Confidence': 0.7}]"), (LEFT,), 0, 0.3),
+        (said("[{'Position': [100, 100, 300, 300], 'Confidence': 0.7}]"), (LEFT,), 0, 0.3),
+        (said("[{'Position': [100, 100, 300, 500], 'Confidence': 1}]"), (LEFT,), 1, 1),
+        (said("[{'Position': [600, 100, 800, 500], 'Confidence': 0}]"), (LEFT,), 0, 1),
+        (said("[{'Position': [100, 100, 300, 500], 'Confidence': 1.5}]"), (LEFT,), 1, 0),
         (said("[{'Position': [100, 100, 300, 500], 'Confidence': 7}]"), (LEFT,), 1, 0),
+        (said(f"{L}, {R}"), (LEFT, RIGHT), 1, 0),
+        (said(f"{R}, {L}, {L}"), (LEFT, RIGHT), 2 / 3, 0),
+        # Of two boxes on one true box the surer has it, whichever comes first.
+        (
+            said(
+                "[{'Position': [100, 100, 300, 500], 'Confidence': 0.6}, "
+                "{'Position': [100, 100, 300, 480], 'Confidence': 0.9}]"
+            ),
+            (LEFT,),
+            0.5,
+            0.65,
+        ),
         (said(L), (LEFT,), 1, 0),
         (said("[]"), (LEFT,), 0, 0),
         (said("[]"), NOTHING, None, None),

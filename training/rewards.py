@@ -172,11 +172,11 @@ def _hits(found: Sequence[XYXY], true: Sequence[XYXY]) -> list[float]:
     free = list(true)
     hits: list[float] = []
     for box in found:
-        best = max(free, key=lambda other: iou(box, other), default=None)
-        hit = iou(box, best) if best is not None else 0.0
-        if best is not None and hit > HIT:
-            free.remove(best)
-        hits.append(hit if hit > HIT else 0.0)
+        values = [iou(box, other) for other in free]
+        best = max(values, default=0.0)
+        if best > HIT:
+            del free[values.index(best)]
+        hits.append(best if best > HIT else 0.0)
     return hits
 
 
