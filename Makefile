@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STUDIES ?= 227835
+TESTS ?= not slow and not server
 export OMP_NUM_THREADS := 1# four to twelve times faster on few cores
 
 .PHONY: help
@@ -90,6 +91,18 @@ bench-images: $(VENV)/dev.installed ## quarter-size images beside plain Pillow
 fuzz: $(VENV)/dev.installed ## the readers under CASES=3000 inputs of junk each, and a megabyte of anything
 	COT_BUILDER_FUZZ=$(or $(CASES),3000) $(BIN)/python -m pytest -n 2 --quiet tests/test_fuzz.py $(ARGS)
 
+.PHONY: coverage
+coverage: $(VENV)/dev.installed ## lines that the quick tests run, by package (TESTS="slow or not slow" for all)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --quiet -m "$(TESTS)" $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
+	$(BIN)/python benchmarks/bench_coverage.py --tests "$(TESTS)"
+
+.PHONY: mutants
+mutants: $(VENV)/dev.installed ## changes of boxes, answers, rewards and decomposer that their tests notice (MUTANTS=FILES)
+	$(BIN)/python benchmarks/bench_mutants.py $(MUTANTS)
+
 .PHONY: shots
 shots: $(VENV)/dev.installed ## the pages of `cot-builder browse` as a browser shows them, in out/shots (needs chromium)
 	COT_BUILDER_SHOTS=out/shots $(BIN)/python -m pytest --quiet tests/test_workbench.py -k accessible $(ARGS)
@@ -105,7 +118,7 @@ numpy2: .venv-numpy2/dev.installed ## the tests again on the newer stack, constr
 
 .PHONY: clean
 clean: ## remove what was built, environments too
-	rm -rf .venv .venv-numpy2 .venv-medspacy out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-numpy2 .venv-medspacy out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* mutants
 
 $(BIN)/python:
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"

@@ -154,9 +154,12 @@ SENTENCES = [
 ]  # fmt: skip
 
 
+SHARED = Decomposer(load_banks())
+
+
 @pytest.fixture(scope="module")
 def decomposer() -> Decomposer:
-    return Decomposer(load_banks())
+    return SHARED
 
 
 def decompose(decomposer: Decomposer, text: str) -> Decomposition:
@@ -175,6 +178,12 @@ def codes(found: Decomposition) -> str:
 @pytest.mark.parametrize(("sentence", "expected"), SENTENCES)
 def test_sentence(decomposer: Decomposer, sentence: str, expected: str) -> None:
     assert codes(decompose(decomposer, sentence)) == expected
+
+
+def test_the_sentences_hold_with_banks_compiled_anew() -> None:
+    anew = Decomposer(load_banks(), cache=False)
+    for sentence, expected in SENTENCES:
+        assert codes(decompose(anew, sentence)) == expected
 
 
 def test_a_chain_tells_its_finding_basis_concepts_and_rule(decomposer: Decomposer) -> None:
@@ -262,9 +271,6 @@ def test_any_text_gives_exact_offsets(text: str) -> None:
     for mention in (*found.chains, *found.unmapped):
         assert text[mention.start : mention.end] == mention.finding
         assert mention.regions
-
-
-SHARED = Decomposer(load_banks(), cache=False)
 
 
 def test_the_order_of_hashing_changes_nothing() -> None:
