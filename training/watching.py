@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from PIL import Image
 from rich.console import Console
 from rich.progress import (
@@ -28,6 +30,8 @@ from training.checkpoints import replace_text
 from training.models import evaluating
 
 METRICS: Final = "metrics.jsonl"
+# Where one process alone cannot ask the model; `accelerate launch` says nothing of it in `args`.
+SHARDED: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
@@ -155,7 +159,7 @@ class Samples(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Answer and draw, when it is time."""
         due = state.global_step % self.every == 0 or state.global_step == state.max_steps
-        sharded = bool(args.fsdp or args.deepspeed)
+        sharded = PartialState().distributed_type in SHARDED
         if due and self.samples and state.is_world_process_zero and not sharded:
             plain = getattr(model, "module", model)
             said = [complete(plain, self.processor, s, tokens=self.tokens) for s in self.samples]
