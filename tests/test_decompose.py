@@ -302,12 +302,13 @@ def test_a_long_line_is_bounded(decomposer: Decomposer) -> None:
 @pytest.mark.parametrize(
     ("gold", "floor", "positive", "uncertain", "region"),
     [
-        (GOLD, 0.98, 0.98, 0.95, 0.98),
-        (GOLD.with_name("mimic_style_dev2.jsonl"), 0.95, 0.96, 0.90, 0.96),
-        (GOLD.with_name("mimic_style_typical.jsonl"), 0.98, 0.98, 0.95, 0.98),
-        (GOLD.with_name("mixed_style_heldout.jsonl"), 0.93, 0.94, 0.85, 0.93),
-        (GOLD.with_name("mimic_style_wards.jsonl"), 0.99, 0.99, 0.98, 0.99),
-        (SHARED_GOLD, 0.98, 0.95, 0.90, 0.97),
+        # What was reached, cut after four digits: one triple that goes wrong shows.
+        (GOLD, 0.9926, 0.9919, 0.9843, 0.9914),
+        (GOLD.with_name("mimic_style_dev2.jsonl"), 0.9637, 0.9745, 0.9271, 0.9732),
+        (GOLD.with_name("mimic_style_typical.jsonl"), 0.9941, 0.9931, 0.9714, 0.9919),
+        (GOLD.with_name("mixed_style_heldout.jsonl"), 0.9501, 0.9555, 0.9105, 0.9512),
+        (GOLD.with_name("mimic_style_wards.jsonl"), 1, 1, 1, 1),
+        (SHARED_GOLD, 0.9902, 0.9774, 0.9647, 0.9897),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else None,
 )

@@ -58,6 +58,26 @@ def test_every_chain_of_a_phrase_has_all_its_boxes() -> None:
     assert chains[3].boxes == (box(30),)
 
 
+@pytest.mark.parametrize(
+    ("text", "phrase", "boxes"),
+    [
+        ("Left effusion without pneumothorax", "Left effusion without pneumothorax", [1, 0]),
+        ("Cardiomegaly. Left effusion.", "Left effusion", [0, 1]),
+        ("Left effusion/edema", "Left effusion/", [1, 0]),
+        ("Left effusion/edema", "/edema", [0, 1]),
+    ],
+)
+def test_only_the_chains_of_a_phrase_have_its_boxes(
+    text: str, phrase: str, boxes: list[int]
+) -> None:
+    start = text.index(phrase)
+    grounded = Grounded("phrases", start, start + len(phrase), "Pleural Effusion", (box(),))
+    sections = (Section("phrases", text),)
+    report = Report("s1", None, "ms_cxr", None, sections, grounded=(grounded,))
+    found = attach_boxes(DECOMPOSER.decompose(sections), report, DECOMPOSER)
+    assert [len(chain.boxes) for chain in found.chains] == boxes
+
+
 def test_what_is_denied_is_nowhere_unless_the_box_is_its_region() -> None:
     phrase = "Left effusion without pneumothorax, lungs otherwise clear"
     assert [(chain.disease, len(chain.boxes)) for chain in attached((phrase, None, (box(),)))] == [
@@ -103,7 +123,9 @@ def test_the_sentence_of_a_chain_of_a_label_is_its_phrases() -> None:
     chains = attached(
         ("Cardiomegaly", None, (box(),)), ("Something at the base", "Edema", (box(20),))
     )
-    assert [chain.sentence for chain in chains] == [0, 1]
+    assert [(chain.section, chain.sentence) for chain in chains] == [("phrases", 0), ("phrases", 1)]
+    (chain,) = attached(("--", "Edema", (box(),)))  # no words, so no sentence
+    assert chain.sentence == 0
 
 
 def test_the_manifest_counts_phrases_and_boxes(tmp_path: Path) -> None:
