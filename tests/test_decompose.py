@@ -243,6 +243,27 @@ def test_a_chain_tells_its_finding_basis_concepts_and_rule(decomposer: Decompose
     assert effusion.rule == f"diseases.effusion+no@{decomposer.banks.version}"
 
 
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("New small left effusion, unchanged right effusion.", [("small left effusion", "small", "new"), ("unchanged right effusion", None, "stable")]),
+        ("A mild, improved edema.", [("mild, improved edema", "mild", "improved")]),
+        ("The heart is mildly enlarged but stable.", [("heart is mildly enlarged", None, "stable")]),
+        ("There is a possible tiny nodule at the right apex near the clavicle.", [("tiny nodule at the right apex near the clavicle", "minimal", None)]),
+        ("XXXX small effusion.", [("small effusion", "small", None)]),
+        ("There is evidence of mild edema.", [("mild edema", "mild", None)]),
+        ("Atelectasis at the left base, unchanged.", [("Atelectasis at the left base", None, None)]),
+        ("Blunted right costophrenic angle.", [("Blunted right costophrenic angle", None, None)]),
+        ("The right and left costophrenic angles are sharp.", [("right and left costophrenic angles are sharp", None, None)]),
+    ],
+)  # fmt: skip
+def test_a_chain_has_its_words_severity_and_course(
+    decomposer: Decomposer, sentence: str, told: list[tuple[str, str | None, str | None]]
+) -> None:
+    chains = decompose(decomposer, sentence).chains
+    assert [(chain.finding, chain.severity, chain.temporal) for chain in chains] == told
+
+
 def test_a_misspelt_finding_is_marked(decomposer: Decomposer) -> None:
     (chain,) = decompose(decomposer, "No pnuemothorax.").chains
     assert chain.finding == "pnuemothorax"
