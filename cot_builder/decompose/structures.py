@@ -214,8 +214,8 @@ def _read_verdict(p: Parse, i: int) -> None:
             subject.states.append(State(i, name="normal"))
             p.used.update(range(denial, i + 1))
             return
-        named = subject.members if subject is not None else []
-    normal = {member.structure.id: member.structure.normal for member in named}
+        named = _structures_of(subject) if subject is not None else []
+    normal = {structure.id: structure.normal for structure in named}
     for observation in normal.values() or (p.lexicon.whole_chest,):
         _say(p, denial, last, observation, "positive", denial)
     p.used.update(range(denial, i + 1))
@@ -230,23 +230,27 @@ def _is_within_verdict(term: Term) -> bool:
     return term.forward.means != "negative" and bool(inside or term.structure or not term.text)
 
 
-def _named_in_verdict(p: Parse, denial: int, i: int) -> tuple[list[Member], int]:
+def _named_in_verdict(p: Parse, denial: int, i: int) -> tuple[list[Structure], int]:
     """Return the structures before or right behind a general noun, and the last unit of it all."""
-    named = _members(p, range(i - 1, denial, -1))
+    named = _structures_at(p, range(i - 1, denial, -1))
     behind = i + 2 if p.at(i + 1).preposition else i + 1
     for group in p.groups:
         if group.first == behind:
-            named += group.members
+            named += _structures_of(group)
     if named:
         return named, i
     j = p.past(i + 1, lambda t: t.preposition or t.stop or t.modifier or t.verb)
     if j > i + 1 and p.at(j).structure is not None:
-        return _members(p, (j,)), j
+        return _structures_at(p, (j,)), j
     return [], i
 
 
-def _members(p: Parse, units: Iterable[int]) -> list[Member]:
-    return [Member(j, j, s) for j in units if (s := p.terms[j].structure) is not None]
+def _structures_at(p: Parse, units: Iterable[int]) -> list[Structure]:
+    return [s for j in units if (s := p.terms[j].structure) is not None]
+
+
+def _structures_of(group: Group) -> list[Structure]:
+    return [member.structure for member in group.members]
 
 
 # -- mentions
