@@ -155,13 +155,13 @@ class Drafter:
 
     def to_ask(self, sections: Sequence[Section]) -> list[str]:
         """Return the sentences of a study that are to be asked."""
-        read = list(self.decomposer.read(sections))
+        read = self.decomposer.read(sections)
         asked = [read[place][0].text for place in self._open(read)]
         return [] if asked and self.holds(sentence.text for sentence, _ in read) else asked
 
     def decompose(self, sections: Sequence[Section]) -> Drafted:
         """Decompose a study; with `hybrid`, a sentence without an answer stays as it was."""
-        read = list(self.decomposer.read(sections))
+        read = self.decomposer.read(sections)
         places = self._open(read)
         if places and (why := self.holds(sentence.text for sentence, _ in read)):
             self.counts["withheld"] += len(places)

@@ -8,9 +8,10 @@ from typing import Final
 
 from cot_builder.records import Section, Sentence
 
-# Where a sentence may end: full stops and the like, line breaks, an inline list number. The pattern
-# begins with plain characters, so that it is looked for quickly; `_break` decides.
-_CANDIDATE: Final = re.compile(r"[.!?]++[\"')\]]*+|\n+|\s\(?\d{1,2}\)(?=\s+[A-Z_])")
+# Where a sentence may end: full stops and the like, line breaks, an inline list number's bracket.
+# Each begins with a rare character, so that it is looked for quickly; `_break` decides.
+_CANDIDATE: Final = re.compile(r"[.!?]++[\"')\]]*+|\n+|\)(?=\s+[A-Z_])")
+_INLINE_NUMBER: Final = re.compile(r"\s\(?\d{1,2}\Z")
 # The full stop of an abbreviation ends nothing; "no. 4" and "9 a.m. on" neither.
 _ABBREVIATION: Final = re.compile(
     r"(?<!\w)(?:drs?|mrs?|ms|prof|approx|vs|st|nos?|fig|i\.e|e\.g|cf|resp|pt|[ap]\.m)\.\Z",
@@ -24,7 +25,6 @@ _GLUED: Final = re.compile(
 )
 # Characters; the longest of 2,900 sentences in real reports has 198.
 LONGEST: Final = 2_000
-_SPACE: Final = re.compile(r"\s*")
 _LONGEST_NUMBER: Final = 3  # "(12", "#12"
 _LIST_NUMBER: Final = re.compile(r"(?:\(?\d{1,2}[.)](?!\d)|[-*•]|#\d{1,2}\b[.):]?)\s*")
 
@@ -79,8 +79,9 @@ def _break(text: str, start: int, match: re.Match[str]) -> int:
     stop, end = match.span()
     if text[stop] == "\n":
         return end
-    if text[stop].isspace():
-        return stop + 1  # before an inline list number: "... 2) No effusion"
+    if text[stop] == ")":
+        number = _INLINE_NUMBER.search(text, max(start, stop - 4), stop)
+        return number.start() + 1 if number else 0  # "... | 2) No effusion"
     single = text[stop:end] == "."
     if end < len(text) and not text[end].isspace() and not (single and _GLUED.match(text, end)):
         return 0
@@ -102,5 +103,6 @@ def _is_abbreviation(text: str, start: int, end: int) -> bool:
 
 
 def _after_space(text: str, at: int) -> int:
-    space = _SPACE.match(text, at)
-    return space.end() if space else at
+    while text[at : at + 1].isspace():
+        at += 1
+    return at

@@ -29,7 +29,7 @@ from cot_builder.conversations import (
     with_phrasings,
 )
 from cot_builder.dataset import MANIFEST, read_rejects, read_studies
-from cot_builder.decompose import Decomposer, decompose_sentence
+from cot_builder.decompose import Decomposer, decompose_sentences
 from cot_builder.drafting import Drafter, Drafting
 from cot_builder.errors import UserError
 from cot_builder.llm import Endpoint
@@ -66,7 +66,7 @@ def by_rules(sentence: str) -> list[Row]:
             concepts=list(told.concepts),
             regions=list(told.regions),
         )
-        for told in decompose_sentence(sentence, DECOMPOSER.lexicon).told
+        for told in decompose_sentences([sentence], DECOMPOSER.lexicon)[0].told
     ]
 
 

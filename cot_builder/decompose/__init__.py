@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from cot_builder.decompose.grammar import parse
-from cot_builder.decompose.lexicon import Lexicon, compile_lexicon
+from cot_builder.decompose.grammar import parse_all
+from cot_builder.decompose.lexicon import Lexicon, Role, compile_lexicon
 from cot_builder.decompose.parse import Mention, Parse
 from cot_builder.decompose.places import lends_on, takes_back
 from cot_builder.decompose.units import fold
@@ -68,27 +68,38 @@ class Decomposer:
         """Decompose the given sections, in order."""
         return assemble(self.read(sections))
 
-    def read(self, sections: Iterable[Section]) -> Iterator[tuple[Sentence, SentenceResult | None]]:
-        """Yield the sentences of sections; those of other parts of the body have no result."""
-        for section in sections:
-            outside = False
-            for sentence in split_sentences(section):
-                if len(sentence.text) <= LONGEST_TITLE:
-                    title = fold(sentence.text).rstrip(".: ")
-                    outside = title in self.lexicon.outside or (
-                        outside and title not in self.lexicon.chest
-                    )
-                yield sentence, None if outside else self._read(sentence.text)
+    def read(self, sections: Iterable[Section]) -> list[tuple[Sentence, SentenceResult | None]]:
+        """Read the sentences of sections; those of other parts of the body have no result."""
+        sentences = [s for section in sections for s in split_sentences(section)]
+        results = self._results([sentence.text for sentence in sentences])
+        outside = self._outside(sentences)
+        return [
+            (sentence, None if out else result)
+            for sentence, result, out in zip(sentences, results, outside, strict=True)
+        ]
 
-    def _read(self, text: str) -> SentenceResult:
-        if self._cache is None:
-            return decompose_sentence(text, self.lexicon)
-        found = self._cache.get(text)
-        if found is None:
-            if len(self._cache) >= CACHED:
-                self._cache.clear()
-            found = self._cache[text] = decompose_sentence(text, self.lexicon)
-        return found
+    def _outside(self, sentences: list[Sentence]) -> list[bool]:
+        """Tell which sentences stand below the title of another part of the body."""
+        told, outside = [], False
+        for sentence in sentences:
+            outside = outside and sentence.index > 0
+            if len(sentence.text) <= LONGEST_TITLE:
+                title = fold(sentence.text).rstrip(".: ")
+                outside = title in self.lexicon.outside or (
+                    outside and title not in self.lexicon.chest
+                )
+            told.append(outside)
+        return told
+
+    def _results(self, texts: list[str]) -> list[SentenceResult]:
+        cache = self._cache
+        if cache is None:
+            return decompose_sentences(texts, self.lexicon)
+        if len(cache) >= CACHED:
+            cache.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in cache]
+        cache.update(zip(new, decompose_sentences(new, self.lexicon), strict=True))
+        return [cache[text] for text in texts]
 
 
 def assemble(read: Iterable[tuple[Sentence, SentenceResult | None]]) -> Decomposition:
@@ -116,9 +127,13 @@ def assemble(read: Iterable[tuple[Sentence, SentenceResult | None]]) -> Decompos
     return Decomposition(tuple(chains), tuple(unmapped), sentences, bearing, covered)
 
 
-def decompose_sentence(text: str, lexicon: Lexicon) -> SentenceResult:
-    """Decompose one sentence with compiled banks."""
-    p = parse(fold(text), lexicon)
+def decompose_sentences(texts: Sequence[str], lexicon: Lexicon) -> list[SentenceResult]:
+    """Decompose sentences with compiled banks, each without its neighbours."""
+    parses = parse_all(map(fold, texts), lexicon)
+    return [_result(text, p) for text, p in zip(texts, parses, strict=True)]
+
+
+def _result(text: str, p: Parse) -> SentenceResult:
     told: list[Told] = []
     for mention in p.mentions:
         told += _tell(mention, text, p)
@@ -139,8 +154,10 @@ def rule_id(mention: Mention, p: Parse) -> str:
 def _tell(mention: Mention, text: str, p: Parse) -> list[Told]:
     observation = mention.observation
     start, end = mention.start, mention.end
-    phrase = p.terms[mention.left : mention.first + 1]
-    severity = next((term.severity for term in phrase if term.severity), None)
+    severity = None
+    if p.roles & Role.SEVERITY:
+        phrase = p.terms[mention.left : mention.first + 1]
+        severity = next((term.severity for term in phrase if term.severity), None)
     return [
         Told(
             text[start:end], start, end, disease, "stated" if observation.stated else "implied",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
-from itertools import accumulate, chain, pairwise
+from itertools import chain, pairwise
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -153,6 +153,12 @@ class Role:
     OR = 32
     PLACE = 64
     TOLD_BEFORE = 128
+    OBSERVATION = 256
+    PART = 512
+    STATE = 1024
+    GENERIC = 2048
+    SEVERITY = 4096
+    COLON = 8192
 
 
 def _roles(term: Term) -> int:
@@ -165,13 +171,23 @@ def _roles(term: Term) -> int:
         | Role.OR * (term.join == "or")
         | Role.PLACE * (term.place is not None)
         | Role.TOLD_BEFORE * term.told_before
+        | Role.OBSERVATION * (term.observation is not None)
+        | Role.PART * (term.observation is not None and term.observation.part)
+        | Role.STATE * bool(term.states)
+        | Role.GENERIC * term.generic
+        | Role.SEVERITY * (term.severity is not None)
+        | Role.COLON * (term.join == ":")
     )
+
+
+# A token of phrases: the term that ends with it, and the tokens that may follow.
+Node: TypeAlias = "tuple[Term | None, dict[str, Node] | None]"
 
 
 class Lexicon(NamedTuple):
     """The compiled banks."""
 
-    phrases: dict[str, Term | None]  # None: only the beginning of a longer one
+    phrases: dict[str, Node]
     terms: dict[str, Term]
     words: frozenset[str]
     spelling: Callable[[str], str]
@@ -216,7 +232,7 @@ def compile_lexicon(banks: Banks) -> Lexicon:
     shared = _shared(terms)
     known = chain(terms, banks.attributes["lookalikes"]["words"])
     return Lexicon(
-        phrases=_with_beginnings(shared),
+        phrases=_tree(shared),
         terms=shared,
         words=frozenset(word for phrase in known for word in phrase.split()),
         spelling=_speller(terms),
@@ -229,15 +245,20 @@ def compile_lexicon(banks: Banks) -> Lexicon:
     )
 
 
-def _with_beginnings(terms: Mapping[str, Term]) -> dict[str, Term | None]:
-    """Key terms by their tokens, one space apart; what only begins a longer phrase has no term."""
-    phrases: dict[str, Term | None] = {}
+def _tree(terms: Mapping[str, Term]) -> dict[str, Node]:
+    """Order terms by their tokens: each leads to the term that ends there, and to what goes on."""
+    tree: dict[str, Node] = {}
     for phrase, term in terms.items():
-        tokens = TOKEN.findall(phrase)
-        for begin in accumulate(tokens, "{} {}".format):
-            phrases.setdefault(begin, None)
-        phrases[" ".join(tokens)] = term
-    return phrases
+        *path, last = TOKEN.findall(phrase)
+        level = tree
+        for token in path:
+            ends, further = level.get(token, (None, None))
+            if further is None:
+                further = {}
+                level[token] = (ends, further)
+            level = further
+        level[last] = (term, level.get(last, (None, None))[1])
+    return tree
 
 
 def _shared(terms: Mapping[str, Term]) -> dict[str, Term]:

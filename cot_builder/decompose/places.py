@@ -19,7 +19,8 @@ def read_places(p: Parse) -> None:
     if free:
         _read_own_places(p, free)
     if p.roles & Role.PLACE or any(mention.places for mention in p.mentions):
-        _share_in_lists(p, free)
+        if len(free) > 1:
+            _share_in_lists(p, free)
         _share_in_sentence(p, free)
         _share_with_explanations(p)
     for mention in p.mentions:
@@ -32,9 +33,11 @@ def read_places(p: Parse) -> None:
 def _read_own_places(p: Parse, free: list[Mention]) -> None:
     heads = {m.first for m in free}
     quiet = {k for r in p.cues if r.means == "emphasis" for k in range(r.first, r.last + 1)}
+    last = len(p.terms) - 1
     for mention in free:
         _read_before(p, mention, heads)
-        _read_behind(p, mention, heads, quiet)
+        if mention.last < last:
+            _read_behind(p, mention, heads, quiet)
         if mention.observation.places:
             mention.places = _places_till_next(p, mention, heads)
 
@@ -57,7 +60,9 @@ def _read_before(p: Parse, mention: Mention, heads: set[int]) -> None:
     left = mention.first
     for j in range(mention.first - 1, -1, -1):
         term = p.terms[j]
-        if j in heads or (j in p.used and not term.place) or _ends_phrase(p, j, heads):
+        if j in heads or (j in p.used and not term.place):
+            break
+        if not in_phrase(term) and _ends_phrase(p, j, heads):
             break
         if term.place:
             found.append(term.place)
@@ -75,10 +80,8 @@ def _read_before(p: Parse, mention: Mention, heads: set[int]) -> None:
 
 
 def _ends_phrase(p: Parse, j: int, heads: set[int]) -> bool:
-    """Tell whether the noun phrase of a later observation begins behind `j`."""
+    """Tell whether the noun phrase of a later observation begins behind `j`, not in a phrase."""
     term = p.terms[j]
-    if in_phrase(term):
-        return False
     if term.verb or term.forward.means:
         return True
     if term.lists and j > 0:
@@ -344,16 +347,18 @@ def _is_strong(mention: Mention) -> bool:
 
 def lends_on(mention: Mention) -> bool:
     """Tell whether the next sentence, if it refers back, lies where a mention lies."""
-    return _lends(mention) and mention.observation.site.sided and not mention.observation.normal
+    sided = mention.places and mention.observation.site.sided
+    return bool(sided) and _lends(mention) and not mention.observation.normal
 
 
 def takes_back(p: Parse, mention: Mention) -> bool:
     """Tell whether a mention lies where the sentence before says: "Findings suggest pneumonia."."""
     if mention.places or mention.said or mention.denied or mention.observation.fixed:
         return False
+    if not mention.observation.site.sided:
+        return False
     first = min(mention.first, p.past(0, lambda t: t.determiner or t.adverb or t.modifier))
-    begins = p.text(first).partition(" ")[0] in p.lexicon.refers
-    return begins and mention.observation.site.sided
+    return p.text(first).partition(" ")[0] in p.lexicon.refers
 
 
 # -- regions

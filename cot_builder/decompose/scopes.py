@@ -276,8 +276,9 @@ def _assert_mentions(p: Parse) -> None:
                 explained = mention
         kept.append(mention)
     # A part ("leads") belongs to another device of the sentence, if there is one.
-    owned = any(m.observation.device and not m.observation.part for m in kept)
-    p.mentions = [m for m in kept if not (owned and m.observation.part)]
+    if p.roles & Role.PART and any(m.observation.device and not m.observation.part for m in kept):
+        kept = [m for m in kept if not m.observation.part]
+    p.mentions = kept
 
 
 def _judge(p: Parse, mention: Mention, held: Hold) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from cot_builder.decompose.lexicon import Meaning, Observation, Place, Structure, Term
+from cot_builder.decompose.lexicon import Meaning, Observation, Place, Role, Structure, Term
 from cot_builder.decompose.parse import Group, Member, Mention, Parse, State
 from cot_builder.records import Assertion
 
@@ -17,10 +17,12 @@ _LUNG_PARTS: Final = frozenset({"apex", "hilum"})  # sites that a structure of t
 def read_structures(p: Parse) -> None:
     """Group structures, give them their states, and write a mention for each that tells one."""
     _find_groups(p)
-    _attach_states(p)
-    for i, term in enumerate(p.terms):
-        if term.generic and term.observation is None:
-            _read_verdict(p, i)
+    if p.roles & Role.STATE:
+        _attach_states(p)
+    if p.roles & Role.GENERIC:
+        for i, term in enumerate(p.terms):
+            if term.generic and term.observation is None:
+                _read_verdict(p, i)
     for group in p.groups:
         if group.states and group.standing:
             _say_states(p, group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from string import ascii_uppercase
 from typing import Final, NamedTuple
 
@@ -12,6 +13,8 @@ from cot_builder.decompose.lexicon import TOKEN, WORD, Lexicon, Term
 _FOLD: Final = {ord(sign): " " for sign in "-‐‑–—\n\t\u00a0"} | {
     ord(letter): letter.lower() for letter in ascii_uppercase
 }
+# A token with the white space before it.
+_PIECE: Final = re.compile(rf"\s*(?:{TOKEN.pattern})")
 _WORD: Final = re.compile(r"[a-z0-9_.]*[a-z0-9_]")
 _SHORTEST_MISSPELT: Final = 7
 
@@ -40,39 +43,38 @@ def find_units(folded: str, lexicon: Lexicon) -> Units:
     """Return the units of a folded sentence: leftmost, longest bank phrases, and single words."""
     units = Units([], [], [], {})
     terms, starts, ends, _ = units
-    known, (tokens, stops) = lexicon.phrases, _tokens(folded)
-    first = done = 0
+    pieces = _PIECE.findall(folded)
+    tokens = [*map(str.lstrip, pieces), ""]  # "" begins and continues no phrase
+    stops = list(accumulate(map(len, pieces)))
+    begin = lexicon.phrases.get
+    first = parted = 0  # tokens; those between are not of a phrase
     while first < len(stops):
-        phrase, i, last = tokens[first], first, -1
-        while phrase in known:
-            if found := known[phrase]:
+        if (node := begin(tokens[first])) is None:
+            first += 1
+            continue
+        i, last = first, -1
+        while node is not None:
+            found, further = node
+            if found is not None:
                 term, last = found, i
+            if further is None:
+                break
             i += 1
-            phrase = f"{phrase} {tokens[i]}"
-        if last >= 0:
-            start = stops[first] - len(tokens[first])
-            if start - done > 1 or (start > done and folded[done] != " "):
-                _add_words(units, folded, done, start, lexicon)
-            done = stops[last]
-            terms.append(term)
-            starts.append(start)
-            ends.append(done)
-            first = last
-        first += 1
-    if done < len(folded):
-        _add_words(units, folded, done, len(folded), lexicon)
+            node = further.get(tokens[i])
+        if last < 0:
+            first += 1
+            continue
+        start = stops[first] - len(tokens[first])
+        if first > parted:
+            _add_words(units, folded, stops[parted] - len(tokens[parted]), start, lexicon)
+        terms.append(term)
+        starts.append(start)
+        ends.append(stops[last])
+        first = parted = last + 1
+    # Mostly a full stop is left, which is no word.
+    if len(stops) - parted > 1 or tokens[parted].isalnum() or tokens[parted][:1] == "_":
+        _add_words(units, folded, stops[parted] - len(tokens[parted]), len(folded), lexicon)
     return units
-
-
-def _tokens(folded: str) -> tuple[list[str], list[int]]:
-    """Return the tokens, "" behind them, which begins and continues no phrase, and their ends."""
-    tokens = TOKEN.findall(folded)
-    ends = []
-    end = 0
-    for token in tokens:
-        end = folded.index(token, end) + len(token)
-        ends.append(end)
-    return [*tokens, ""], ends
 
 
 def _add_words(units: Units, folded: str, start: int, end: int, lexicon: Lexicon) -> None:
