@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from cot_builder.decompose import Told
 from cot_builder.decompose.grammar import parse
-from cot_builder.decompose.lexicon import Lexicon, Observation, Term
+from cot_builder.decompose.lexicon import Lexicon, Observation, Role, Term
 from cot_builder.decompose.parse import Mention, Parse
 from cot_builder.decompose.units import Units, find_units, fold
 from cot_builder.records import Row, in_bank_order
@@ -218,7 +218,8 @@ def _hear(
                 inside.append(term)
             if units.starts[-1:] == [home[0]]:
                 continue
-            (start, end), term = home, Term(folded[slice(*home)], observation=observation)
+            (start, end), words = home, folded[slice(*home)]
+            term = Term(words, observation=observation, roles=Role.OBSERVATION)
         units.terms.append(term)
         units.starts.append(start)
         units.ends.append(end)

@@ -52,16 +52,14 @@ def find_units(folded: str, lexicon: Lexicon) -> Units:
         if (node := begin(tokens[first])) is None:
             first += 1
             continue
-        i, last = first, -1
-        while node is not None:
-            found, further = node
-            if found is not None:
-                term, last = found, i
-            if further is None:
-                break
+        term, further = node
+        i = last = first
+        while further is not None and (node := further.get(tokens[i + 1])) is not None:
+            longer, further = node
             i += 1
-            node = further.get(tokens[i])
-        if last < 0:
+            if longer is not None:
+                term, last = longer, i
+        if term is None:
             first += 1
             continue
         start = stops[first] - len(tokens[first])
