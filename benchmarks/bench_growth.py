@@ -78,12 +78,15 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     sizes = [row["studies"] for row in rows]
     for axes, (name, unit) in zip(
         figure.subplots(1, 3),
-        (("wall_seconds", "seconds"), ("peak_mib", "MiB, all processes"), ("shards", "shards")),
+        (("wall_seconds", "s"), ("peak_mib", "MiB, all processes"), ("per_second", "studies / s")),
         strict=True,
     ):
         axes.plot(sizes, [row[name] for row in rows], marker="o")
-        scale = "linear" if name == "peak_mib" else "log"
-        axes.set(xscale="log", yscale=scale, xlabel="studies", ylabel=unit)
+        axes.set(xscale="log", xlabel="studies", ylabel=unit)
+        if name == "wall_seconds":
+            axes.set(yscale="log")
+        else:
+            axes.set(ylim=0)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
