@@ -66,9 +66,7 @@ def _observed(p: Parse) -> list[Mention]:
     return [
         Mention(i, i, term.observation, term.observation.says)
         for i, term in enumerate(p.terms)
-        if term.observation is not None
-        and i not in p.used
-        and not (titled and _is_title(p, i))
+        if term.observation is not None and i not in p.used and not (titled and _is_title(p, i))
     ]
 
 
