@@ -45,7 +45,11 @@ format: $(VENV)/dev.installed ## let ruff mend and format what it can
 
 .PHONY: docs
 docs: $(VENV)/dev.installed ## the reference of the five packages as pages, in out/docs
-	$(BIN)/pdoc --no-show-source -o out/docs annotation cot_builder eval knowledge_banks training
+	$(BIN)/python docs/reference.py out/docs
+
+.PHONY: tutorial
+tutorial: $(VENV)/dev.installed ## run docs/tutorial.md, and write what it prints and draws into it (needs chromium)
+	$(BIN)/python docs/woven.py docs/tutorial.md knowledge_banks/README.md
 
 .PHONY: bench
 bench: bench-decompose bench-build bench-browse bench-images bench-metrics bench-review bench-llm ## all benchmarks; results in benchmarks/results
@@ -105,7 +109,7 @@ mutants: $(VENV)/dev.installed ## changes of boxes, answers, rewards and decompo
 
 .PHONY: shots
 shots: $(VENV)/dev.installed ## the pages of `cot-builder browse` as a browser shows them, in out/shots (needs chromium)
-	COT_BUILDER_SHOTS=out/shots $(BIN)/python -m pytest --quiet tests/test_workbench.py -k accessible $(ARGS)
+	COT_BUILDER_SHOTS=out/shots $(BIN)/python -m pytest --quiet tests/test_workbench.py tests/test_workbench_run.py -k accessible $(ARGS)
 
 .PHONY: bench-llm
 bench-llm: $(VENV)/dev.installed ## the client of a language model against a local server

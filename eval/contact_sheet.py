@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain, cycle
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -19,6 +20,7 @@ _COLOURS: Final = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E
 _SIDE: Final = 640  # of an overlay's image, the longer one
 _LINE: Final = 18  # of the words below it
 _CELL: Final = 320
+Font: TypeAlias = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _UNSAFE: Final = re.compile(r"[^\w.-]+")
 
 
@@ -54,24 +56,39 @@ def draw_overlay(examples: list[Example], file: Path) -> Image.Image:
     picture = _opened(file).convert("RGB")
     x, y = picture.width / size.width, picture.height / size.height
     font = ImageFont.load_default(size=_LINE - 5)
-    lines = [f"{examples[0].study_id}: {size.width:.0f} x {size.height:.0f}"]
-    lines += [
+    said = [f"{examples[0].study_id}: {size.width:.0f} x {size.height:.0f}"]
+    said += [
         f"{number} {example.phrase} ({', '.join(dict.fromkeys(b.kind for b in example.boxes))})"
         for number, example in enumerate(examples, start=1)
+    ]
+    lines = [
+        (line, colour)
+        for text, colour in zip(said, chain(["white"], cycle(_COLOURS)), strict=False)
+        for line in _wrapped(text, font, picture.width - 8)
     ]
     page = Image.new("RGB", (picture.width, picture.height + _LINE * len(lines) + 6), "black")
     page.paste(picture)
     pen = ImageDraw.Draw(page)
-    for number, example in enumerate(examples, start=1):
-        colour = _COLOURS[(number - 1) % len(_COLOURS)]
+    for number, (example, colour) in enumerate(zip(examples, cycle(_COLOURS)), start=1):
         for box in example.boxes:
             left, top = box.x1 * x, box.y1 * y
             pen.rectangle((left, top, box.x2 * x, box.y2 * y), outline=colour, width=2)
             pen.text((left + 4, top + 2), str(number), fill=colour, font=font)
-    for place, line in enumerate(lines):
-        colour = _COLOURS[(place - 1) % len(_COLOURS)] if place else "white"
+    for place, (line, colour) in enumerate(lines):
         pen.text((4, picture.height + 3 + place * _LINE), line, fill=colour, font=font)
     return page
+
+
+def _wrapped(text: str, font: Font, width: float) -> Iterator[str]:
+    """Yield the lines in which a text is no wider than this, cut between words."""
+    line = ""
+    for word in text.split():
+        if line and font.getlength(f"{line} {word}") > width:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}".lstrip()
+    yield line
 
 
 def _opened(file: Path) -> Image.Image:

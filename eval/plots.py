@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cot_builder.records import Row
 from cot_builder.vocabulary import LABELS, REGIONS
@@ -126,7 +129,7 @@ def plot_coverage(axes: Axes, statistics: DatasetStatistics) -> None:
     )
     axes.set_xlabel("% of a study's finding-bearing sentences")
     axes.set_ylabel("studies")
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    _count(axes.yaxis)
     axes.set_xlim(0, 100)
 
 
@@ -135,21 +138,26 @@ def plot_length(axes: Axes, statistics: DatasetStatistics) -> None:
     words = np.array(statistics.words)
     # The longest hundredth would squeeze the rest; it is counted in the last bar.
     longest = max(int(np.percentile(words, 99)), 10)
-    axes.hist(np.minimum(words, longest), bins=min(40, longest), **_BARS)
+    # As many bars as studies can fill, each as wide as some whole number of words.
+    shortest = int(words.min())
+    step = math.ceil((longest - shortest + 1) / min(40, max(8, len(words) // 2)))
+    starts = range(shortest, longest + step + 1, step)
+    axes.hist(np.minimum(words, longest), bins=[start - 0.5 for start in starts], **_BARS)
     median = float(np.median(words))
     axes.axvline(median, color="#222222", linewidth=1, linestyle="--")
     axes.annotate(
         f"median {median:g}",
-        (median, 0.97),
+        (median, 1),
         xycoords=("data", "axes fraction"),
         xytext=(5, 0),
         textcoords="offset points",
         va="top",
     )
-    axes.set_title(f"Report length (the last bar holds all of {longest:,} words or more)")
+    axes.margins(y=0.12)  # room for these words above the bars
+    axes.set_title(f"Report length (the last bar holds all of {starts[-2]:,} words or more)")
     axes.set_xlabel("words in the decomposed sections")
     axes.set_ylabel("studies")
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    _count(axes.yaxis)
 
 
 _LOGGED: Final = ("loss", "mean_token_accuracy", "reward", "kl", "entropy", "learning_rate")
@@ -190,9 +198,15 @@ def _stacked_bars(axes: Axes, names: Sequence[str], counts: Mapping[tuple[str, s
     axes.set_xlim(0, max(left.max(), 1) * 1.1)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _count(axes.xaxis)
     # Outside, where no bar can run into it; the caption takes the other corner.
     axes.figure.legend(frameon=False, ncols=3, loc="outside lower left")
+
+
+def _count(axis: Axis) -> None:
+    """Let an axis count: whole numbers only, of which none comes twice."""
+    axis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_major_formatter("{x:,.0f}")
 
 
 def _write_totals(axes: Axes, totals: Iterable[float]) -> None:

@@ -6,9 +6,12 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from cot_builder import __version__
@@ -65,9 +68,18 @@ def test_help_loads_no_heavy_library(command: str) -> None:
     assert "Usage" in finished.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("", "banks")])
-def test_help_gives_an_example(command: str) -> None:
-    assert f"cot-builder {command}" in run(*command.split(), "--help").output
+def every_command(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from every_command(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
+
+
+@pytest.mark.parametrize(("name", "command"), every_command(typer.main.get_command(app)))
+def test_help_gives_an_example_and_says_what_each_option_is_for(name: str, command: Any) -> None:
+    assert f"`cot-builder {name}" in command.help
+    assert [param.name for param in command.params if not param.help] == []
 
 
 def test_version() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -20,7 +21,11 @@ from cot_builder.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("annotation", "cot_builder", "eval", "knowledge_banks", "training")
-PAGES = (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("[a-z]*/**/README.md")))
+PAGES = tuple(
+    path
+    for pattern in ("*.md", "docs/*.md", "[a-z]*/**/README.md")
+    for path in sorted(ROOT.glob(pattern))
+)
 FORBIDDEN_NAMES = {"data", "evaluation", "scripts", "resources", "datasets", "utils", "helpers"}
 
 
@@ -159,21 +164,59 @@ def known_commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
 COMMANDS = dict(known_commands(typer.main.get_command(app)))
 
 
-def told_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Every `cot-builder ...` of a page's code blocks and spans: the line and its flags."""
+def told_commands(page: Path) -> Iterator[str]:
+    """Every `cot-builder ...` of a page's code blocks, a whole command each, as it is typed."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for code in re.findall(r"```(?:bash|console)\n(.+?)```|`([^`\n]+)`", text, flags=re.DOTALL):
-        for line in re.findall(r"(?<![\w/.-])cot-builder ([a-z][^\n]*)", "".join(code)):
-            yield line, re.findall(r"(?<=\s)--[a-z-]+", line)
+    for block in re.findall(r"```(?:bash|console)\n(.+?)```", text, flags=re.DOTALL):
+        yield from re.findall(
+            r"(?:^|(?<=no.python ))cot-builder [^|\n]+", block, flags=re.MULTILINE
+        )
+
+
+def named(line: str) -> tuple[str, Any]:
+    """The command that a line begins with: its name of one word or two, and itself."""
+    return next(((n, COMMANDS[n]) for n in COMMANDS if f"{line} ".startswith(f"{n} ")), ("", None))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_told_in_the_pages_exist(page: Path) -> None:
-    for line, flags in told_commands(page):
-        name = next((n for n in COMMANDS if f"{line} ".startswith(f"{n} ")), None)
-        assert name, f"{page.name} tells of `cot-builder {line}`, which is no command"
-        options = {option for p in COMMANDS[name].params for option in p.opts}
-        assert set(flags) <= options, f"{page.name}: `cot-builder {name}` has no such flags"
+def test_the_command_line_takes_what_the_pages_tell(page: Path) -> None:
+    for line in told_commands(page):
+        words = shlex.split(line, comments=True)[1:]
+        name, command = named(" ".join(words))
+        assert command, f"{page.name} tells of `{line}`, which is no command"
+        command.make_context(name, words[len(name.split()) :])  # a usage error says what is wrong
+    for line in re.findall(r"`cot-builder ([a-z][^`]*)`", page.read_text(encoding="utf-8")):
+        name, command = named(line)
+        assert command, f"{page.name} tells of `cot-builder {line}`, which is no command"
+        options = {"--help", *(option for p in command.params for option in p.opts)}
+        assert {*re.findall(r"(?<=\s)--[a-z-]+", line)} <= options, f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_make_has_the_targets_that_the_pages_tell(page: Path) -> None:
+    code = "\n".join(
+        re.findall(r"```(?:bash|console)\n.+?```|`[^`\n]+`", page.read_text(), re.DOTALL)
+    )
+    told = {*re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", code, re.MULTILINE)}
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert told <= {*targets}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_names_that_the_pages_tell_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / link).exists(), f"{page.name} leads to {link}"
+    folders = "|".join((*PACKAGES, "benchmarks", "docs", "plans", "tests"))
+    for name in re.findall(rf"`((?:{folders})[./][\w./]+)`", text):
+        assert (ROOT / name).exists() or defined(name.replace("/", ".")), f"{page.name}: {name}"
+
+
+def defined(name: str) -> bool:
+    """Whether a dotted name is a module, or what a module defines at its top."""
+    module, _, last = name.rpartition(".")
+    source = MODULES[module].read_text(encoding="utf-8") if module in MODULES else ""
+    return name in MODULES or bool(re.search(rf"^((def|class) )?{last}\b", source, re.MULTILINE))
 
 
 def test_the_readme_tells_every_command() -> None:

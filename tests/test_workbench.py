@@ -1,13 +1,9 @@
-"""`cot-builder browse`: a real server, asked over HTTP, and looked at in a real browser.
-
-`COT_BUILDER_SHOTS=FOLDER` (or `make shots`) keeps what the browser saw.
-"""
+"""`cot-builder browse`: a real server, asked over HTTP, and looked at in a real browser."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -31,6 +27,7 @@ from cot_builder.sources.demo import CORPUS
 from eval.workbench.index import Index, Query
 from eval.workbench.study import pieces
 from knowledge_banks import load_banks
+from tests.browser import WIDTHS, chromium, go, look
 
 HOSTILE = "No edema. <script>document.title='owned'</script><img src=x onerror=alert(1)> Effusion."
 REPORTS = {
@@ -298,31 +295,8 @@ def test_a_study_tells_its_reasons_and_what_lies_beside(served: Served) -> None:
 
 @pytest.fixture(scope="module")
 def browser(served: Served) -> Iterator[Any]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("chromium and chromedriver are not installed (apt install chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-dev-shm-usage",
-        "force-device-scale-factor=1",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
-        chrome.get(served.address)
-        yield chrome
-    finally:
-        chrome.quit()
-
-
-def go(browser: Any, path: str) -> None:
-    browser.get(re.sub(r"(:\d+)/.*", rf"\1{path}", browser.current_url))
+    with chromium(served.address) as browser:
+        yield browser
 
 
 def seen(browser: Any, selector: str) -> list[Any]:
@@ -330,40 +304,13 @@ def seen(browser: Any, selector: str) -> list[Any]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(
     "path", ["/", "/?text=effusion&label=Pleural+Effusion", "/study/0#m0", "/study/2"]
 )
 def test_pages_fit_and_are_accessible(browser: Any, width: int, path: str) -> None:
-    from axe_core_python.selenium import Axe
-
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    go(browser, path)
+    look(browser, path, width, name=re.sub(r"\W+", "-", path).strip("-") or "studies")
     assert browser.title != "owned"
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    found = [
-        (rule["id"], node["html"])
-        for rule in Axe().run(browser)["violations"]
-        for node in rule["nodes"]
-    ]
-    assert found == []
-    # What was wrong on the page, but for the images that are not there.
-    said = [e for e in browser.get_log("browser") if "/image/0" not in e["message"]]
-    assert said == []
-    if folder := os.environ.get("COT_BUILDER_SHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"\W+", "-", path).strip("-") or "studies"
-        browser.get_full_page = browser.execute_cdp_cmd(
-            "Page.captureScreenshot", {"captureBeyondViewport": True}
-        )
-        import base64
-
-        (Path(folder) / f"{name}-{width}.png").write_bytes(
-            base64.b64decode(browser.get_full_page["data"])
-        )
 
 
 def soon(holds: Callable[[], bool]) -> None:

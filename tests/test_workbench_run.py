@@ -18,6 +18,7 @@ from PIL import Image
 
 from cot_builder.errors import UserError
 from eval.workbench.run import curves_of, inside, is_run, read_run
+from tests.browser import WIDTHS, chromium, look
 
 Get = Callable[..., tuple[int, bytes, http.client.HTTPMessage]]
 HOSTILE = "<think><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m</think>"
@@ -77,7 +78,7 @@ def reproduced(folder: Path) -> Path:
 
 
 @contextmanager
-def serving(*arguments: str | Path) -> Iterator[Get]:
+def started(*arguments: str | Path) -> Iterator[str]:
     command = [sys.executable, "-c", "from cot_builder.cli import main; main()", "browse"]
     with subprocess.Popen(
         [*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True
@@ -85,20 +86,26 @@ def serving(*arguments: str | Path) -> Iterator[Get]:
         try:
             assert process.stdout
             told = next(line for line in process.stdout if "http" in line)
-            address = re.search(r"http://127\.0\.0\.1:(\d+)(/\?key=\S+)", told)
+            address = re.search(r"http://127\.0\.0\.1:\d+/\?key=\S+", told)
             assert address, told
-            port = int(address[1])
-
-            def ask(path: str, **headers: str) -> tuple[int, bytes, http.client.HTTPMessage]:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-                connection.request("GET", path, headers=headers)
-                answer = connection.getresponse()
-                return answer.status, answer.read(), answer.headers
-
-            cookie = ask(address[2])[2]["Set-Cookie"].partition(";")[0]
-            yield lambda path, **headers: ask(path, **(headers or {"Cookie": cookie}))
+            yield address[0]
         finally:
             process.terminate()
+
+
+@contextmanager
+def serving(*arguments: str | Path) -> Iterator[Get]:
+    with started(*arguments) as address:
+        place, _, key = address.partition("/?")
+
+        def ask(path: str, **headers: str) -> tuple[int, bytes, http.client.HTTPMessage]:
+            connection = http.client.HTTPConnection(place.removeprefix("http://"), timeout=60)
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(), answer.headers
+
+        cookie = ask(f"/?{key}")[2]["Set-Cookie"].partition(";")[0]
+        yield lambda path, **headers: ask(path, **(headers or {"Cookie": cookie}))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +135,7 @@ def test_a_training_run_shows_stages_settings_metrics_and_answers(train: Get) ->
     assert status == 200
     assert cells(page, "mcl") == ["ended", "2 of 2", "31", "../base", "out/demo"]
     assert cells(page, "svr") == ["going on, or cut off", "7 of 90", "—", "—", "out/demo"]
-    assert cells(page, "adapter") == ["not begun", "— of —", "—", "—", "out/demo"]
+    assert cells(page, "adapter") == ["not begun", "—", "—", "—", "out/demo"]
     assert cells(page, "learning_rate") == ["5e-05", "—", "—"]
     assert cells(page, "trainable") == ["vision, language", "—", "—"]
     assert cells(page, "model.name") == ["&lt;b&gt;tiny&lt;/b&gt;"]
@@ -234,6 +241,29 @@ def test_a_run_that_goes_on_is_read_again(tmp_path: Path) -> None:
         write(folder / "run.json", "{")
         status, page, _ = get("/")
         assert (status, b"cannot be read as JSON" in page) == (400, True)
+
+
+# -- in a browser
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("write_run", "pages"),
+    [
+        (trained, {"run-train": "/"}),
+        (
+            reproduced,
+            {"run-reproduce": "/", "run-reproduce-train": "/run/train/w-o-svr%20%26%20more-0"},
+        ),
+    ],
+)
+def test_pages_of_runs_fit_and_are_accessible(
+    tmp_path: Path, write_run: Callable[[Path], Path], pages: dict[str, str]
+) -> None:
+    with started(write_run(tmp_path / "run")) as address, chromium(address) as browser:
+        for name, path in pages.items():
+            for width in WIDTHS:
+                look(browser, path, width, name=name)
 
 
 # -- without a server

@@ -16,6 +16,7 @@ from training.watching import Sample, found_boxes, read_metrics, wrapped
 
 # Okabe and Ito's palette, as in eval.plots; boxes are green and red as in the paper's Figure 6.
 _BLUE: Final = "#0072B2"
+_ACROSS: Final = 4  # curves side by side
 _TRUE, _FOUND = "#009E73", "#D55E00"
 # What is drawn of a stage where it was logged, by the trainer's name for it.
 _CURVES: Final = (
@@ -31,21 +32,24 @@ _CURVES: Final = (
 
 
 def draw_curves(folder: Path) -> Path | None:
-    """Draw a run's metrics, a row a stage, as `curves.png`; None when nothing was logged."""
+    """Draw a run's metrics, stage below stage, as `curves.png`; None when nothing was logged."""
     rows = list(read_metrics(folder))
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
-    drawn = {stage: _series([row for row in rows if row["stage"] == stage]) for stage in stages}
-    most = max(map(len, drawn.values()), default=0)
-    if not most:
+    panels: list[tuple[str, list[tuple[int, float]]]] = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        series = _series([row for row in rows if row["stage"] == stage])
+        panels += [(f"{stage}: {name}", points) for name, points in series.items()]
+        panels += [("", [])] * (-len(panels) % _ACROSS)  # the next stage begins a new row
+    if not panels:
         return None
-    figure = Figure(figsize=(3.2 * most, 2.6 * len(stages)), layout="constrained")
-    grid = figure.subplots(len(stages), most, squeeze=False)
-    for axes_row, (stage, series) in zip(grid, drawn.items(), strict=True):
-        for axes in axes_row[len(series) :]:
+    high = len(panels) // _ACROSS
+    figure = Figure(figsize=(3.2 * _ACROSS, 2.4 * high), layout="constrained")
+    grid = figure.subplots(high, _ACROSS, squeeze=False)
+    for axes, (title, points) in zip(grid.flat, panels, strict=True):
+        if not points:
             axes.set_axis_off()
-        for axes, (name, points) in zip(axes_row, series.items(), strict=False):
-            _curve(axes, points)
-            axes.set_title(f"{stage}: {name}", fontsize=9)
+            continue
+        _curve(axes, points)
+        axes.set_title(title, fontsize=9)
     path = folder / "curves.png"
     figure.savefig(path, dpi=120)
     return path
@@ -67,16 +71,19 @@ def _curve(axes: Axes, points: Sequence[tuple[int, float]]) -> None:
     axes.plot(steps, values, color=_BLUE, linewidth=1.2, marker="." if len(points) < 30 else None)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=7)
+    axes.yaxis.get_offset_text().set_fontsize(7)
     axes.set_xlabel("step", fontsize=7)
 
 
 def draw_samples(path: Path, title: str, samples: Sequence[Sample], said: Sequence[str]) -> None:
     """Draw images with true boxes green and found ones red, the answer below each."""
-    figure = Figure(figsize=(4 * len(samples), 6), layout="constrained")
+    below = [wrapped(text).replace("$", r"\$") or "(nothing)" for text in said]
+    # A square an image, and what its text needs.
+    high = 4.4 + 0.14 * max(text.count("\n") + 1 for text in below)
+    figure = Figure(figsize=(4 * len(samples), high), layout="constrained")
     figure.suptitle(f"{title}: true boxes green, found ones red", fontsize=9)
-    for axes, sample, text in zip(
-        figure.subplots(1, len(samples), squeeze=False)[0], samples, said, strict=True
-    ):
+    grid = figure.subplots(1, len(samples), squeeze=False)[0]
+    for axes, sample, text, words in zip(grid, samples, said, below, strict=True):
         with Image.open(sample.image) as image:
             size = sample.size or Size(*image.size)
             axes.imshow(image.convert("L"), cmap="gray", extent=(0, size.width, size.height, 0))
@@ -86,7 +93,7 @@ def draw_samples(path: Path, title: str, samples: Sequence[Sample], said: Sequen
         axes.set_ylim(size.height, 0)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel(wrapped(text).replace("$", r"\$") or "(nothing)", fontsize=7, loc="left")
+        axes.set_xlabel(words, fontsize=7, loc="left")
     figure.savefig(path, dpi=100)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import typer
@@ -51,37 +52,51 @@ def _main(
     pass
 
 
+BUILD: Final = "Reports to chains"
+LOOK: Final = "Look at a dataset, and check it"
+MODEL: Final = "Train a model, and score it"
+PUBLISH: Final = "Publish a dataset"
 # To add one: a function in a module of this package, and a line here; --help keeps this order.
 COMMANDS: Final = {
-    "build": building.build,
-    "merge": building.merge,
-    "show": looking.show,
-    "browse": looking.browse,
-    "stats": looking.stats,
-    "explain": looking.explain,
-    "draft": drafting.draft,
-    "check": checking.check,
-    "doctor": checking.doctor,
-    "score-chains": checking.score_chains,
-    "predict": evaluating.predict,
-    "score": evaluating.score,
-    "conventions": evaluating.conventions,
-    "publish": publishing.publish,
-    "versions": publishing.versions,
-    "diff": publishing.diff,
-    "rehydrate": publishing.rehydrate,
-    "reproduce": reproducing.reproduce,
-    "compare": evaluating.compare,
-    "cases": evaluating.cases,
+    BUILD: {
+        "build": building.build,
+        "merge": building.merge,
+        "explain": looking.explain,
+        "draft": drafting.draft,
+    },
+    LOOK: {
+        "show": looking.show,
+        "browse": looking.browse,
+        "stats": looking.stats,
+        "check": checking.check,
+        "doctor": checking.doctor,
+        "score-chains": checking.score_chains,
+    },
+    MODEL: {
+        "predict": evaluating.predict,
+        "score": evaluating.score,
+        "conventions": evaluating.conventions,
+        "compare": evaluating.compare,
+        "cases": evaluating.cases,
+        "reproduce": reproducing.reproduce,
+    },
+    PUBLISH: {
+        "publish": publishing.publish,
+        "versions": publishing.versions,
+        "diff": publishing.diff,
+        "rehydrate": publishing.rehydrate,
+    },
 }
-# The same for commands of two words: a group's help, and its commands.
+# The same for commands of two words: a group's panel, help, and commands.
 GROUPS: Final = {
     "banks": (
-        "Look at the knowledge banks.",
+        BUILD,
+        "Read, check and compare the knowledge banks.",
         {"lint": banks.lint, "show": banks.show, "diff": banks.diff},
     ),
     "review": (
-        "Radiologists correct chains in Label Studio.",
+        LOOK,
+        "Radiologists correct chains in Label Studio: serve, push, pull, apply.",
         {
             "serve": review.serve,
             "push": review.push,
@@ -93,6 +108,7 @@ GROUPS: Final = {
         },
     ),
     "train": (
+        MODEL,
         "Train the three stages on a dataset, all or one.",
         {
             "all": training.train_all,
@@ -105,15 +121,17 @@ GROUPS: Final = {
 }
 
 
-def _group(text: str, commands: dict[str, Any], **settings: Any) -> typer.Typer:
+def _group(text: str, panels: Mapping[Any, dict[str, Any]], **settings: Any) -> typer.Typer:
     group = typer.Typer(help=text, no_args_is_help=True, **settings)
-    for name, command in commands.items():
-        group.command(name)(command)
+    for panel, commands in panels.items():
+        for name, command in commands.items():
+            group.command(name, rich_help_panel=panel)(command)
     return group
 
 
 app: Final = _group(
-    "Chest X-ray reports to Findings → Disease → Anatomy chains, each tied to its words.",
+    "Chest X-ray reports to Findings → Disease → Anatomy chains, each tied to its words.\n\n"
+    "`cot-builder COMMAND --help` has examples; docs/tutorial.md goes the whole way.",
     COMMANDS,
     cls=_Commands,
     callback=_main,
@@ -122,8 +140,8 @@ app: Final = _group(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _name, (_text, _commands) in GROUPS.items():
-    app.add_typer(_group(_text, _commands), name=_name)
+for _name, (_panel, _text, _commands) in GROUPS.items():
+    app.add_typer(_group(_text, {None: _commands}), name=_name, rich_help_panel=_panel)
 
 
 def main() -> None:

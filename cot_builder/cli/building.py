@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -47,9 +47,12 @@ if TYPE_CHECKING:
 MARKS: Final = "For sources of boxes"
 IU: Final = "For --source iu_xray"
 TABLE: Final = "For --source table"
-Column = Annotated[
-    str | None, typer.Option(metavar="NAME", show_default=False, rich_help_panel=TABLE)
-]
+
+
+def _column(holds: str) -> Any:
+    return typer.Option(
+        metavar="NAME", show_default=False, rich_help_panel=TABLE, help=f"The column of {holds}."
+    )
 
 
 class IuFormat(StrEnum):
@@ -276,13 +279,19 @@ def build(
     llm_timeout: LlmTimeout = 120.0,
     llm_temperature: LlmTemperature = 0.0,
     llm_max_tokens: LlmMaxTokens = 1024,
-    id_column: Column = None,
-    text_column: Column = None,
-    findings_column: Column = None,
-    impression_column: Column = None,
-    subject_column: Column = None,
-    split_column: Column = None,
-    image_column: Column = None,
+    id_column: Annotated[
+        str | None, _column("study ids; without it a study is named by its line")
+    ] = None,
+    text_column: Annotated[str | None, _column("whole reports, to be cut into sections")] = None,
+    findings_column: Annotated[
+        str | None, _column("findings, where sections have columns of their own")
+    ] = None,
+    impression_column: Annotated[str | None, _column("impressions, likewise")] = None,
+    subject_column: Annotated[
+        str | None, _column("patient ids; none may stand in two splits")
+    ] = None,
+    split_column: Annotated[str | None, _column("train, validation or test")] = None,
+    image_column: Annotated[str | None, _column("image paths, from the table's folder on")] = None,
 ) -> None:
     """Turn a release's report files into a dataset of chains.
 

@@ -54,7 +54,7 @@ def serve(
     folder: Annotated[
         Path, typer.Option(metavar="DIR", help="Keep database, account and log here.")
     ] = FOLDER,
-    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
 ) -> None:
     """Start Label Studio on this machine, and print its address and login; Ctrl-C ends it.
 
@@ -148,7 +148,7 @@ def push(
             metavar="PREFIX", show_default=False, help="Or where images are fetched by readers."
         ),
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random.")] = 0,
     url: Url = None,
     server: ServerFolder = FOLDER,
     reviews: ReviewFolder = None,

@@ -20,7 +20,6 @@ from knowledge_banks import Banks, expand
 TOKEN: Final = re.compile(r"[^\W_]+|_{1,3}|[^\w\s]")
 
 Side = Literal["left", "right", "both"]
-Place: TypeAlias = "tuple[Side | None, Site | None, bool]"  # side, site, weak
 Row: TypeAlias = Mapping[str, Any]  # a table of a bank
 
 
@@ -31,6 +30,9 @@ class Site:
     id: str
     by_side: dict[Side | None, frozenset[str]]
     sided: bool
+
+
+Place: TypeAlias = tuple[Side | None, Site | None, bool]  # side, site, weak
 
 
 class Observation(NamedTuple):

@@ -30,6 +30,7 @@ _STEPS: Final = "steps"
 _NONE: Final = "—"
 _SAMPLES: Final = re.compile(r"(.+)-(\d+)")
 _LONG: Final = re.compile(r"-?\d+\.\d{5,}(?:e[-+]?\d+)?")  # more digits than a table needs
+_FIGURE: Final = re.compile(r"^fig(\d+)_")
 
 
 class Grid(NamedTuple):
@@ -153,7 +154,7 @@ def _training(folder: Path) -> Run:
         (
             stage,
             "ended" if ended[stage] else "going on, or cut off" if last[stage] else "not begun",
-            f"{_cell(last[stage].get('step'))} of {_cell(last[stage].get('steps'))}",
+            _steps(last[stage]),
             _cell(ended[stage].get("examples")),
             _cell(ended[stage].get("base")),
             _cell(datasets.get(stage)),
@@ -179,6 +180,10 @@ def _training(folder: Path) -> Run:
         curves=(folder / CURVES).is_file() or bool(logged and _draws()),
         samples=[found for stage in stages if (found := _samples(folder, stage))],
     )
+
+
+def _steps(last: Row) -> str:
+    return f"{_cell(last.get('step'))} of {_cell(last.get('steps'))}" if last else _NONE
 
 
 def _by_stage(title: str, told: Mapping[str, Row], without: Sequence[str] = ()) -> Grid:
@@ -269,7 +274,7 @@ def _files(folder: Path, below: str, suffix: str) -> tuple[Link, ...]:
     root = folder.resolve()
     names = (path.name for path in (folder / below).glob(f"*{suffix}"))
     return tuple(
-        Link(name.removesuffix(suffix), f"{below}/{name}")
+        Link(_FIGURE.sub(r"Fig. \1: ", name.removesuffix(suffix)), f"{below}/{name}")
         for name in sorted(names, key=lambda name: (not name.startswith("table"), name))
         if (root / below / name).resolve().is_relative_to(root)
     )
