@@ -76,7 +76,7 @@ def every_command(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{before}{name}", command
 
 
-@pytest.mark.parametrize(("name", "command"), every_command(typer.main.get_command(app)))
+@pytest.mark.parametrize(("name", "command"), [*every_command(typer.main.get_command(app))])
 def test_help_gives_an_example_and_says_what_each_option_is_for(name: str, command: Any) -> None:
     assert f"`cot-builder {name}" in command.help
     assert [param.name for param in command.params if not param.help] == []
