@@ -30,12 +30,15 @@ from cot_builder.decompose.explain import account
 from cot_builder.errors import UserError
 from cot_builder.pipeline import BuildOptions, build
 from cot_builder.predictions import read_predictions
+from cot_builder.proposals import grounds, verify
 from cot_builder.records import Row, Section
+from cot_builder.replies import Completion, Model, Request, converse
 from cot_builder.sections import Headings, clean_text, compile_headings, split_sections
 from cot_builder.sentences import split_sentences
 from cot_builder.sources import SOURCES, SourceOptions
+from cot_builder.vocabulary import ASSERTIONS, LABELS, REGIONS
 from eval.label_agreement import Comparison, Disagreement, read_label_table, write_disagreements
-from knowledge_banks import load_banks
+from knowledge_banks import load_banks, load_prompt
 
 EXAMPLES: Final = int(os.environ.get("COT_BUILDER_FUZZ", "40"))
 BANKS: Final = load_banks()
@@ -200,6 +203,74 @@ def test_a_prediction_of_odd_fields_is_read_or_refused(tmp_path: Path, row: Row)
     file = tmp_path / "said.jsonl"
     file.write_text(json.dumps(row) + "\n")
     refused(lambda: read_predictions(file))
+
+
+SENTENCE = "No left effusion, but a small right effusion may represent edema (new)."
+mentions = st.fixed_dictionaries(
+    {
+        "finding": texts | st.sampled_from(("small right effusion", "effusion", "(new", "*", "")),
+        "disease": st.sampled_from((*LABELS, "unmapped", "Effusion")),
+        "concepts": st.lists(st.sampled_from(WORDS) | st.text(max_size=8), max_size=3),
+        "assertion": st.sampled_from((*ASSERTIONS, "maybe")),
+        "regions": st.lists(st.sampled_from((*REGIONS, "left foot")), max_size=3),
+    }
+)
+
+
+@fuzz
+@given(texts | st.just(SENTENCE), st.one_of(
+    anything.map(json.dumps), texts,
+    st.lists(mentions, max_size=4).map(lambda rows: json.dumps({"mentions": rows})),
+    st.lists(mentions, max_size=2).map(lambda rows: f"So: ```json\n{json.dumps(rows)}```{{"),
+))  # fmt: skip
+def test_an_answer_of_a_language_model_is_verified_or_told(sentence: str, answer: str) -> None:
+    """As `draft` and builds read it: with the repair turn's reason, or a reply that is verified."""
+    prompt = load_prompt("chains")
+    grounds_ = grounds(BANKS, decomposer().lexicon, prompt.id)
+    talk = converse(Request.of(prompt, sentence), Model("m"))
+    next(talk)
+    try:
+        again = talk.send(Completion("answered", answer))
+    except StopIteration as end:
+        for verdict in verify(sentence, end.value.parsed, grounds_):
+            assert bool(verdict.told) != bool(verdict.faults)
+            if told := verdict.told:
+                assert sentence[told.start : told.end] == told.finding
+        return
+    assert "{problem}" not in again.messages[-1]["content"]
+    with pytest.raises(StopIteration) as ended:
+        talk.send(Completion("answered", answer))
+    assert ended.value.value.status == "failed"
+
+
+LLM_HOSTILE = {
+    "deep": "[" * MEGABYTE,
+    "deep objects": '{"mentions":' * (MEGABYTE // 12),
+    "fences": "```" * (MEGABYTE // 3),
+    "open fences": "```json\n" * (MEGABYTE // 8),
+    "braces": "{" * (MEGABYTE // 2) + "}" * (MEGABYTE // 2),
+    "digits": '{"mentions": ' + "1" * MEGABYTE + "}",
+    "a megabyte of finding": json.dumps({"mentions": [
+        {"finding": "effusion " * 100_000, "disease": "Edema", "concepts": [], "assertion":
+         "positive", "regions": ["spine"]}]}),
+    "hundreds of mentions": json.dumps({"mentions": [
+        {"finding": "effusion", "disease": "Edema", "concepts": [], "assertion": "positive",
+         "regions": ["spine"]}] * 500}),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LLM_HOSTILE)
+def test_a_megabyte_of_a_language_models_answer_is_read_soon(kind: str) -> None:
+    prompt = load_prompt("chains")
+    grounds_ = grounds(BANKS, decomposer().lexicon, prompt.id)
+    talk = converse(Request.of(prompt, SENTENCE), Model("m"))
+    next(talk)
+    with soon():
+        try:
+            talk.send(Completion("answered", LLM_HOSTILE[kind]))
+        except StopIteration as end:
+            verify(SENTENCE, end.value.parsed, grounds_)
 
 
 def test_deep_nesting_is_refused(tmp_path: Path) -> None:

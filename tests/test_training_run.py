@@ -184,11 +184,18 @@ def test_a_moved_run_finds_its_base(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["mcl", "svr", "adapter"])
+@pytest.mark.parametrize(
+    ("stage", "killed_on", "at", "last"),
+    [
+        ("mcl", "on_step_begin", 3, 2), ("svr", "on_step_begin", 3, 2),
+        ("adapter", "on_step_begin", 3, 2), ("mcl", "on_train_end", 6, 6),
+        ("svr", "on_train_end", 4, 4),
+    ],
+)  # fmt: skip
 def test_resumed_is_the_same_as_never_stopped(
-    stage: str, run: Path, demo: Path, tmp_path: Path
+    stage: str, killed_on: str, at: int, last: int, run: Path, demo: Path, tmp_path: Path
 ) -> None:
-    """A stage killed in the middle of its third step, after a checkpoint and half of another."""
+    """A stage killed within a step, or after its last one, with half of another checkpoint."""
     out = tmp_path / "run"
     shutil.copytree(run, out)
     shutil.rmtree(out / stage)
@@ -201,18 +208,19 @@ from training import run, watching
 import test_training_run as t
 from pathlib import Path
 def die(self, args, state, control, **_):
-    if state.global_step == 3:
+    if state.global_step == {at}:
         os.kill(os.getpid(), 9)
-watching.Bar.on_step_begin = die
+watching.Bar.{killed_on} = die
 run.train(t.options(Path({str(demo)!r}), Path({str(out)!r}), stages=({stage!r},), resume=True))
 """
     killed = subprocess.run([sys.executable, "-c", script], check=False, env=environment())
     assert killed.returncode == -signal.SIGKILL
-    assert newest_checkpoint(out / stage) == out / stage / "checkpoint-2"
-    (out / stage / "checkpoint-3").mkdir()  # one that was being written
+    assert newest_checkpoint(out / stage) == out / stage / f"checkpoint-{last}"
+    (out / stage / "checkpoint-7").mkdir()  # one that was being written
     train(options(demo, out, stages=(stage,), resume=True))
     weights = "adapter_model.safetensors" if stage == "adapter" else "model.safetensors"
-    assert digest(out / stage / weights) == digest(run / stage / weights)
+    for name in (weights, "manifest.json", "tokenizer.json"):
+        assert digest(out / stage / name) == digest(run / stage / name), name
     steps = [row["step"] for row in read_metrics(out) if row["stage"] == stage and "loss" in row]
     assert steps == sorted(set(steps)), "a step that is taken again is logged once"
 

@@ -93,7 +93,13 @@ def model_kind(model: str | Path, revision: str | None = None) -> str:
 
 
 def save_processor(processor: Any, folder: Path, kind: str) -> None:
-    """Save a processor so that AutoProcessor reads it where torchvision is."""
+    """Save a processor so that AutoProcessor reads it where torchvision is.
+
+    How its last call padded or cut is not saved with it.
+    """
+    words = processor.tokenizer.backend_tokenizer
+    words.no_padding()
+    words.no_truncation()
     processor.save_pretrained(folder)
     if kind not in _VIDEO:
         return

@@ -2,7 +2,8 @@
 
 transformers 5.23 saves Qwen2-VL and Qwen2.5-VL under the Hub's names and resumes by the names in
 memory, without being strict: no weight is loaded, and a warning is all that tells
-(huggingface/transformers#43701). `StrictResume` loads through `from_pretrained`, strictly.
+(huggingface/transformers#43701). `StrictResume` loads through `from_pretrained`, strictly. And from
+a checkpoint of the last step it takes one step more; `StrictResume` takes none.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ class StrictResume:
             return
         saved = type(plain).from_pretrained(resume_from_checkpoint, dtype=plain.dtype)
         plain.load_state_dict(saved.state_dict(), strict=True)
+
+    def _run_epoch(self, **given: Any) -> None:
+        trainer: Any = self
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+            return
+        parent: Any = super()
+        parent._run_epoch(**given)
 
 
 def newest_checkpoint(folder: Path, *, processes: int = 1) -> Path | None:
