@@ -107,6 +107,14 @@ coverage: $(VENV)/dev.installed ## lines that the quick tests run, by package (T
 mutants: $(VENV)/dev.installed ## changes of boxes, answers, rewards and decomposer that their tests notice (MUTANTS=FILES)
 	$(BIN)/python benchmarks/bench_mutants.py $(MUTANTS)
 
+.PHONY: fuzz-guided
+fuzz-guided: .venv-atheris/atheris.installed ## six readers under coverage-guided fuzzing, SECONDS=240 each
+	.venv-atheris/bin/python benchmarks/fuzz_atheris.py --seconds $(or $(SECONDS),240)
+
+.PHONY: bench-kill
+bench-kill: $(VENV)/dev.installed ## build, publish, review pull and train killed 50 times each; all end the same?
+	$(BIN)/python benchmarks/kill.py
+
 .PHONY: shots
 shots: $(VENV)/dev.installed ## the pages of `cot-builder browse` as a browser shows them, in out/shots (needs chromium)
 	COT_BUILDER_SHOTS=out/shots $(BIN)/python -m pytest --quiet tests/test_workbench.py tests/test_workbench_run.py -k accessible $(ARGS)
@@ -122,7 +130,7 @@ numpy2: .venv-numpy2/dev.installed ## the tests again on the newer stack, constr
 
 .PHONY: clean
 clean: ## remove what was built, environments too
-	rm -rf .venv .venv-numpy2 .venv-medspacy out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* mutants
+	rm -rf .venv .venv-numpy2 .venv-medspacy .venv-atheris out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* mutants
 
 $(BIN)/python:
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
@@ -140,6 +148,12 @@ $(VENV)/dev.installed: pyproject.toml constraints.txt | $(BIN)/python
 .venv-numpy2/dev.installed: pyproject.toml constraints-numpy2.txt
 	$(PYTHON) -m venv .venv-numpy2
 	.venv-numpy2/bin/python -m pip --quiet install -c constraints-numpy2.txt -e '.[dev,review]'
+	touch $@
+
+# atheris is built for Linux and macOS only, and nothing but the fuzzing takes it.
+.venv-atheris/atheris.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-atheris
+	.venv-atheris/bin/python -m pip --quiet install -c constraints.txt -e '.[scale]' atheris==3.0.0
 	touch $@
 
 # medspaCy wants an older spaCy, hence an environment of its own.

@@ -29,10 +29,11 @@ _LabelStudio: Any = LabelStudio  # its constructor has no types
 
 
 class Studio(NamedTuple):
-    """A server that answered, by its address."""
+    """A server by its address, and the token by which it is asked."""
 
     url: str
     client: LabelStudio
+    token: str
 
 
 class Sent(NamedTuple):
@@ -48,21 +49,27 @@ def connect(url: str, token: str) -> Studio:
         raise UserError(f"no token for {url}: put one in the environment as LABEL_STUDIO_API_KEY")
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url {url}: expected http:// or https:// and a host")
-    with _asking(url, "logging in"):
-        client: LabelStudio = _LabelStudio(base_url=url.rstrip("/"), api_key=token, timeout=TIMEOUT)
-        client.users.whoami(request_options={"max_retries": 0})
-    return Studio(url.rstrip("/"), client)
+    url = url.rstrip("/")
+    studio = Studio(url, _LabelStudio(base_url=url, api_key=token, timeout=TIMEOUT), token)
+    with _asking(studio, "logging in"):
+        studio.client.users.whoami(request_options={"max_retries": 0})
+    return studio
 
 
 @contextmanager
-def _asking(url: str, doing: str) -> Iterator[None]:
-    """Turn what the SDK raises into a UserError; its own words may hold pages and cookies."""
+def _asking(studio: Studio, doing: str) -> Iterator[None]:
+    """Turn what the SDK raises into a UserError; its own words may hold pages and cookies.
+
+    A server may repeat the token, which is not said again.
+    """
+    url = studio.url
     try:
         yield
     except ApiError as error:
         status, body = error.status_code, error.body
         told = body if isinstance(body, dict) else {}
-        detail = str(told.get("validation_errors") or told.get("detail") or "")[:400]
+        detail = str(told.get("validation_errors") or told.get("detail") or "")
+        detail = detail.replace(studio.token, "***")[:400]
         if status == 401:
             raise UserError(
                 f"{url} does not take the token ({detail or 'unauthorized'}): make a new one in "
@@ -99,7 +106,7 @@ def open_project(
     low, high = _TITLE
     if not low <= len(title) <= high:
         raise UserError(f"project title {title!r}: Label Studio wants {low} to {high} characters")
-    with _asking(studio.url, f"opening project {title!r}"):
+    with _asking(studio, f"opening project {title!r}"):
         for project in studio.client.projects.list(title=title):
             if project.title == title:
                 config = str(project.label_config)
@@ -120,7 +127,7 @@ def open_project(
 
 def serve_images(studio: Studio, project: int, folder: str) -> None:
     """Let a project show the images of a folder of the server; it is never synced into tasks."""
-    with _asking(studio.url, f"opening {folder} to project {project}"):
+    with _asking(studio, f"opening {folder} to project {project}"):
         if not studio.client.import_storage.local.list(project=project):
             studio.client.import_storage.local.create(
                 project=project, path=folder, title="images", use_blob_urls=True,
@@ -130,7 +137,7 @@ def serve_images(studio: Studio, project: int, folder: str) -> None:
 
 def assign_views(studio: Studio, project: int, readers: Iterable[str]) -> None:
     """Give each reader a tab of the project with the tasks assigned to them."""
-    with _asking(studio.url, "making the readers' views"):
+    with _asking(studio, "making the readers' views"):
         views = studio.client.views.list(project=project)
         titles = {(view.data or {}).get("title") for view in views}
         for reader in readers:
@@ -149,7 +156,7 @@ def assign_views(studio: Studio, project: int, readers: Iterable[str]) -> None:
 
 def check_readers(studio: Studio, readers: Sequence[str]) -> None:
     """Raise UserError when a reader has no account, with the link by which they make one."""
-    with _asking(studio.url, "looking for the readers' accounts"):
+    with _asking(studio, "looking for the readers' accounts"):
         missing = sorted(set(readers) - set(_users(studio).values()))
         if missing:
             answer = httpx.get(f"{studio.url}/api/invite", headers=_headers(studio))
@@ -173,7 +180,7 @@ def check_image(studio: Studio, url: str) -> None:
     headers = {}
     if url.startswith("data:"):
         return
-    with _asking(studio.url, "looking at an image"):
+    with _asking(studio, "looking at an image"):
         if url.startswith("/"):
             headers = _headers(studio)  # never to another host
             url = studio.url + url
@@ -202,7 +209,7 @@ def push(
 
     Pushing again after anything goes on where it stopped: what is there is asked for first.
     """
-    with _asking(studio.url, f"asking project {project} for its tasks"):
+    with _asking(studio, f"asking project {project} for its tasks"):
         there = _keys(studio, project)
     new = [key for key in requests if key not in there]
     done = len(requests) - len(new)
@@ -210,7 +217,7 @@ def push(
     for start in range(0, len(new), BATCH):
         keys = new[start : start + BATCH]
         batch: Any = [requests[key]() for key in keys]
-        with _asking(studio.url, f"pushing to project {project}, {done} of {len(requests)} there"):
+        with _asking(studio, f"pushing to project {project}, {done} of {len(requests)} there"):
             answer = studio.client.projects.import_tasks(
                 project, request=batch, request_options=_WRITE
             )
@@ -221,7 +228,7 @@ def push(
             )
         done += len(keys)
         progress(done)
-    with _asking(studio.url, f"showing the proposals of project {project}"):
+    with _asking(studio, f"showing the proposals of project {project}"):
         studio.client.projects.update(project, model_version=model_version, request_options=_WRITE)
     return Sent(len(new), len(requests) - len(new))
 
@@ -242,7 +249,7 @@ def pull(studio: Studio, project: int) -> list[Row]:
     they hold the reports.
     """
     exports = studio.client.projects.exports
-    with _asking(studio.url, f"pulling project {project}"):
+    with _asking(studio, f"pulling project {project}"):
         for left in exports.list(project):
             if left.title == _SNAPSHOT:
                 exports.delete(id=project, export_pk=left.id)
@@ -269,5 +276,5 @@ def pull(studio: Studio, project: int) -> list[Row]:
 
 def reader_names(studio: Studio) -> dict[int, str]:
     """Return the e-mail of each user, by id."""
-    with _asking(studio.url, "asking for the readers"):
+    with _asking(studio, "asking for the readers"):
         return _users(studio)
