@@ -105,9 +105,9 @@ def read_boxes(text: str) -> Boxes:
         raise AnswerError("not_boxes", f"expected four numbers a box, got {text!r:.80}")
     if not boxes:
         raise AnswerError("no_boxes", f"expected [x1, y1, x2, y2] or [], got {text!r:.80}")
-    if not all(math.isfinite(number) for box in boxes for number in box):
-        raise AnswerError("not_finite", f"{text!r:.80}")
     confidences = tuple(float(found[1]) for found in _CONFIDENCE.finditer(text))
+    if not all(map(math.isfinite, (*confidences, *(side for box in boxes for side in box)))):
+        raise AnswerError("not_finite", f"{text!r:.80}")
     return Boxes(boxes, confidences if len(confidences) == len(boxes) else ())
 
 

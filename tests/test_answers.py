@@ -136,6 +136,10 @@ NUMBERS = "not_boxes: expected four numbers a box, got "
             "<think>a</think><answer>[1, 2, 1e999, 4]</answer>",
             "not_finite: '[1, 2, 1e999, 4]'",
         ),
+        (
+            "<think>a</think><answer>[1, 2, 3, 4] confidence: 1e999</answer>",
+            "not_finite: '[1, 2, 3, 4] confidence: 1e999'",
+        ),
     ],
 )
 def test_what_is_not_of_the_grammar_says_why(text: str, message: str) -> None:
