@@ -329,7 +329,7 @@ def main() -> None:
     words = options.jobs.split(",")
     chosen = [name for name in JOBS if any(word in name for word in words)]
     path = HERE / "results" / "kill.json"
-    rows: dict[str, Any] = json.loads(path.read_text())["jobs"] if path.exists() else {}
+    rows: dict[str, Any] = {}
     for name in chosen:
         print(name, flush=True)
         with ExitStack() as stack:
@@ -339,9 +339,10 @@ def main() -> None:
             rows[name] = _measured(job, options.kills, draw, place / "log")
         if options.kills == FULL:
             machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
-            table = {"machine": machine, "seed": options.seed, "jobs": rows}
+            before = json.loads(path.read_text())["jobs"] if path.exists() else {}
+            table = {"machine": machine, "seed": options.seed, "jobs": before | rows}
             path.write_text(json.dumps(table, indent=1) + "\n")
-    print(_table({name: rows[name] for name in chosen}))
+    print(_table(rows))
 
 
 @contextmanager
