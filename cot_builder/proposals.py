@@ -22,6 +22,9 @@ from knowledge_banks import Banks
 UNMAPPED: Final = "unmapped"
 _JUDGING: Final = ("negative", "uncertain")
 
+# What the rules read of a text at least: a finding without any is passed over by them.
+_READ: Final = re.compile(r"[a-z0-9_]")
+
 Span = tuple[int, int]
 
 
@@ -227,9 +230,10 @@ def _hear(
 
 
 def _places(finding: str, folded: str) -> list[Span]:
-    words = [re.escape(word) for word in fold(finding).strip(" .,;:").split()]
-    if not words:
+    folded_finding = fold(finding)
+    if not _READ.search(folded_finding):
         return []
+    words = [re.escape(word) for word in folded_finding.strip(" .,;:").split()]
     pattern = r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)"
     return [match.span() for match in re.finditer(pattern, folded)]
 

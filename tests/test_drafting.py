@@ -122,6 +122,8 @@ def test_what_can_be_verified_is_taken(sentence: str, mention: Row, span: tuple[
         (ODD, proposed("pneumothorax", "Pneumothorax"), "verbatim", "does not have these words"),
         ("Pneumothoraces.", proposed("Pneumo", "Pneumothorax"), "verbatim", "does not have"),
         (ODD, proposed("", "Lung Opacity"), "verbatim", "does not have"),
+        ("Haze (*) left.", proposed("(*)", "Lung Opacity"), "verbatim", "does not have"),
+        ("Малый выпот.", proposed("выпот", "Pleural Effusion"), "verbatim", "does not have"),
         ("No gossypiboma.", proposed(f"No {MASS}", "unmapped", "negative"), "begin", "'no'"),
         (ODD, proposed("Odd lungs", "Emphysema"), "label", "no label of the banks"),
         ("Small effusion.", proposed("Small effusion", "Pneumonia"), "bank", "Pleural Effusion"),

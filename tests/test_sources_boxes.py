@@ -490,6 +490,7 @@ def test_coco(tmp_path: Path) -> None:
             {"id": 1, "file_name": "a.png", "patient_id": 5, "split": "val"},
             {"id": "2", "file_name": "../b.png", "width": 9, "height": 9},
             {"id": 3, "file_name": "c.png", "width": 200, "height": 100},
+            {"id": None, "file_name": "d.png"},
         ],
         "categories": [{"id": 4, "name": "Right Lung"}, {"id": 5, "name": "nodule"}, "pleura"],
         "annotations": [
@@ -500,6 +501,7 @@ def test_coco(tmp_path: Path) -> None:
             {"image_id": 8, "category_id": 4, "bbox": [1, 2, 3, 4]},
             {"image_id": 1, "category_id": 4, "bbox": [1, 2, 3]},
             {"image_id": 1, "category_id": 4, "bbox": [1, 2, 3, None]},
+            {"category_id": 4, "bbox": [1, 2, 3, 4]},
             "x",
         ],
     }
@@ -510,7 +512,7 @@ def test_coco(tmp_path: Path) -> None:
     ]
     assert (report.study_id, report.subject_id, report.split) == ("a", "5", "validation")
     assert report.images == (("images/a.png", "a", None, 200, 100),)
-    assert reasons(rejects) == {"malformed_row": 7, "no_boxes": 1}
+    assert reasons(rejects) == {"malformed_row": 9, "no_boxes": 1}
     assert "classes that are none of the 14 labels: Right Lung (1)" in plan.notes
 
 

@@ -105,7 +105,7 @@ def _by_id(content: Entry, name: str, path: Path, rejects: Rejects) -> dict[str,
         raise UserError(f"{path} has no list {name!r}; expected {HOLDS}")
     found: dict[str, Entry] = {}
     for place, entry in enumerate(entries):
-        if isinstance(entry, dict) and "id" in entry:
+        if isinstance(entry, dict) and entry.get("id") is not None:
             found[str(entry["id"])] = entry
         else:
             detail = f"expected an object with an id, got {entry!r:.60}"
