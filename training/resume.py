@@ -37,13 +37,13 @@ class StrictResume:
         saved = type(plain).from_pretrained(resume_from_checkpoint, dtype=plain.dtype)
         plain.load_state_dict(saved.state_dict(), strict=True)
 
-    def _run_epoch(self, **given: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         trainer: Any = self
         if trainer.state.global_step >= trainer.state.max_steps:
             trainer.control.should_training_stop = True
             return
         parent: Any = super()
-        parent._run_epoch(**given)
+        parent._run_epoch(*args, **kwargs)
 
 
 def newest_checkpoint(folder: Path, *, processes: int = 1) -> Path | None:
