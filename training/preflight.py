@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import requires
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
@@ -15,6 +17,7 @@ from accelerate import init_empty_weights
 from datasets import Dataset
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
+from trl.import_utils import is_vllm_available
 
 from cot_builder.answers import Answer, AnswerError
 from cot_builder.boxes import Frame, Size
@@ -202,6 +205,23 @@ def groups(look: Look) -> str | None:
     )
 
 
+def vllm(look: Look) -> str | None:
+    """vLLM, where it is to write SVR's answers, is there in a version that TRL takes."""
+    if look.stage != "svr" or not look.settings.use_vllm:
+        return None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        there = is_vllm_available()
+    if not there or said:
+        wanted = next(line for line in requires("trl") or () if line.startswith("vllm"))
+        found = str(said[0].message) if said else "it is not installed"
+        raise ProblemError(
+            f"[svr] use_vllm: {found}; TRL takes {wanted.partition(';')[0]}: install one "
+            "(training/README.md says what is in the way), or set svr.use_vllm=false"
+        )
+    return look.settings.vllm_mode
+
+
 def rewards(look: Look) -> str | None:
     """The right answers, in the frame of the run, earn the most that there is."""
     if look.stage != "svr":
@@ -294,6 +314,7 @@ CHECKS: Final[dict[str, Callable[[Look], str | None]]] = {
     "templates": templates,
     "lengths": lengths,
     "groups": groups,
+    "vllm": vllm,
     "rewards": rewards,
     "reference": reference,
     "memory": memory,
@@ -307,6 +328,7 @@ def _parameters(look: Look) -> tuple[int, int]:
     with init_empty_weights():
         make: Any = AutoModelForImageTextToText.from_config
         model = make(AutoConfig.from_pretrained(look.base))
+    model.tie_weights()  # the head is the embedding, if the config says so: counted once
     sizes = [(part_of(name), p.numel()) for name, p in model.named_parameters()]
     parts = look.settings.trainable
     lora = 0
@@ -325,7 +347,18 @@ def _needed(look: Look) -> tuple[int, str]:
     learning = trainable * (bytes_each + 2 * bytes_each)  # gradient, and AdamW's two moments
     kept = weights if look.stage == "svr" and look.options.recipe.svr.beta else 0
     told = f"{parameters:,} parameters, {trainable:,} learning"
-    return weights + learning + kept, told + (", and the reference" if kept else "")
+    if kept:
+        told += ", and the reference"
+    shares = int(os.environ.get("WORLD_SIZE", "1")) if _sharded() else 1
+    if shares > 1:
+        told += f", a {shares}th of each"
+    return (weights + learning + kept) // shares, told
+
+
+def _sharded() -> bool:
+    """Return whether `accelerate launch` shares the weights out over the processes."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(name, "").lower() == "true" for name in names)
 
 
 def _memory() -> tuple[int, str]:
