@@ -219,7 +219,7 @@ def vllm(look: Look) -> str | None:
             f"[svr] use_vllm: {found}; TRL takes {wanted.partition(';')[0]}: install one "
             "(training/README.md says what is in the way), or set svr.use_vllm=false"
         )
-    return look.settings.vllm_mode
+    return str(look.settings.vllm_mode)
 
 
 def rewards(look: Look) -> str | None:
