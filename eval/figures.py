@@ -14,7 +14,16 @@ from matplotlib.figure import Figure
 from eval.score import Scored
 
 # Okabe and Ito's palette: told apart by colour-blind readers.
-_COLOURS: Final = ("#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
+_COLOURS: Final = (
+    "#56B4E9",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#0072B2",
+    "#F0E442",
+    "#555555",
+)
 
 
 class Panel(NamedTuple):
@@ -40,15 +49,15 @@ def panels(runs: Sequence[Scored]) -> list[Panel]:
         if rows:
             first = next(iter(rows.values()))
             numbers = {
-                run: [float("nan") if r[value] is None else r[value] for r in own]
-                for run, own in rows.items()
+                f"{run.name} (n = {run.counts['pairs']:,})": [
+                    float("nan") if row[value] is None else row[value] for row in rows[run.name]
+                ]
+                for run in runs
+                if run.name in rows
             }
             lower = frozenset(r[label] for r in first if r.get("lower_is_better"))
             categories = tuple(str(r[label]) for r in first)
-            n = ", ".join(
-                f"{run.name}: n = {run.counts['pairs']:,}" for run in runs if run.name in rows
-            )
-            found.append(Panel(name, f"{title} ({n})", axis, categories, numbers, lower))
+            found.append(Panel(name, title, axis, categories, numbers, lower))
     return found
 
 
@@ -67,7 +76,7 @@ def write_figures(runs: Sequence[Scored], folder: Path) -> list[Path]:
         draw_radar(axes["radar"], panel)
         figure.suptitle(panel.title, fontweight="bold")
         figure.legend(*axes["bars"].get_legend_handles_labels(), loc="outside lower center",
-                      ncols=len(panel.values), frameon=False)  # fmt: skip
+                      ncols=min(4, len(panel.values)), frameon=False)  # fmt: skip
         files.append(folder / f"fig5_{panel.name}.png")
         figure.savefig(files[-1], dpi=150)
     return files
@@ -103,7 +112,7 @@ def draw_radar(axes: Any, panel: Panel) -> None:
         axes.plot(around, [*shares, shares[0]], color=colour, linewidth=2)
         axes.fill(around, [*shares, shares[0]], color=colour, alpha=0.1)
     axes.set_xticks(angles, [_short(c) for c in panel.categories], fontsize=7)
-    axes.tick_params(axis="x", pad=16)
+    axes.tick_params(axis="x", pad=20)
     axes.set_rlabel_position(180 / len(panel.categories))  # between the first two axes
     axes.set_ylim(0, 1.05)
     axes.set_yticks([0.5, 1], ["0.5", "best"], fontsize=7, color="#666666")

@@ -222,3 +222,10 @@ def defined(name: str) -> bool:
 def test_the_readme_tells_every_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [name for name in COMMANDS if f"cot-builder {name}" not in readme] == []
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = {(ROOT / link).resolve() for link in re.findall(r"\]\(([^)#:]+)", readme)}
+    own = {ROOT / "README.md", ROOT / "tests/gold/README.md"}
+    assert [str(page.relative_to(ROOT)) for page in PAGES if page not in linked | own] == []
