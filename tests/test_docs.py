@@ -130,7 +130,7 @@ def put_files(folder: Path, shared: Path) -> None:
     head = ["file", "text", "x", "y", "w", "h", "width", "height"]
     write(folder / "boxes.csv", [head, box])
     write(folder / "theirs.csv", [["study_id", "report"], *([s, "No edema."] for s in studies)])
-    row = {"id": "50900001", "chains": []}
+    row = {"uid": "50900001", "findings": "No edema.", "chains": []}
     (folder / "gold.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "my_banks").mkdir()
     (folder / "my_banks/cues.toml").write_text('version = "1.0.1"\nextends = true\n')
