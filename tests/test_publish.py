@@ -9,10 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -27,8 +24,7 @@ from tests.openai_double import Double
 
 datasets = pytest.importorskip("datasets")
 from datasets import load_dataset  # noqa: E402
-from huggingface_hub import HfFileSystem, constants  # noqa: E402
-from huggingface_hub.utils import _http  # noqa: E402
+from huggingface_hub import constants  # noqa: E402
 
 from cot_builder.publish import configs, redistribution  # noqa: E402
 from cot_builder.publish.version import content_of, read_version  # noqa: E402
@@ -99,28 +95,6 @@ def credentialed(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("mimic") / "mimic"
     well("build", "--source", "mimic", "--root", release, "--out", out, "--workers", "1")
     return out
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
-    """The double, with both clients pointed at it (they read HF_ENDPOINT once, at import)."""
-    with HubDouble() as double:
-        monkeypatch.setenv("HF_TOKEN", double.add_user("ann"))
-        monkeypatch.setattr(constants, "ENDPOINT", double.url)
-        template = double.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_URL_HOSTS", constants.HF_URL_HOSTS | {"127.0.0.1"})
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", double.url)
-        urls = double.url + "/datasets/{repo_id}/resolve/{revision}/{path}"
-        monkeypatch.setattr(datasets.config, "HUB_DATASETS_URL", urls)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-        # The clients wait between their tries, longer and longer.
-        monkeypatch.setattr(_http, "time", SimpleNamespace(**{**vars(time), "sleep": lambda _: 0}))
-        HfFileSystem.clear_instance_cache()
-        yield double
-        HfFileSystem.clear_instance_cache()
 
 
 def stored(dataset: Any) -> list[str]:
@@ -274,7 +248,7 @@ def test_reading_what_one_may_not(
     assert "gated" in refused("rehydrate", REPO, "--version", "1.0.0", "--out", tmp_path / "x")
     hub.repos[REPO].gated = False
     missing = refused("rehydrate", REPO, "--version", "7.0.0", "--out", tmp_path / "x")
-    assert "has no version 7.0.0" in missing
+    assert "has no revision v7.0.0" in missing
     assert "may not write" in refused("publish", demo, "--version", "2.0.0", "--repo", REPO)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "hf auth login" in refused("publish", demo, "--version", "2.0.0", "--repo", REPO)

@@ -258,27 +258,72 @@ def test_a_stage_that_ended_leaves_no_checkpoints_though_it_was_killed_then(
     assert digest(tmp_path / "run" / weights) == digest(run / weights)
 
 
+def program(demo: Path, out: Path, **given: Any) -> str:
+    """A run in Python, whose last process dies after three steps of the stage DIES_IN."""
+    return f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import test_training_run as t
+from training import run, watching
+def die(self, args, state, control, **_):
+    last = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+    if state.global_step == 3 and self.stage == os.environ.get("DIES_IN") and last:
+        os.kill(os.getpid(), 9)
+watching.Bar.on_step_begin = die
+run.train(t.options(Path({str(demo)!r}), Path({str(out)!r}), **{given!r}))
+"""
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def torchrun(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in two processes that know of each other."""
+    launched = (
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "--no-python", sys.executable, *command,
+    )  # fmt: skip
+    return subprocess.run(
+        launched, check=False, env=environment() | variables, cwd=folder, capture_output=True,
+        text=True,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_two_processes(demo: Path, tmp_path: Path) -> None:
     changes = [word for change in SHORT for word in ("--set", change)]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-        "--no-python", sys.executable, "-c", "from cot_builder.cli import main; main()",
+    done = torchrun(
+        tmp_path, "-c", "from cot_builder.cli import main; main()",
         "train", "all", "--recipe", "smoke", "--dataset", str(demo), "--out", str(tmp_path / "run"),
         *changes,
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, check=False, env=environment(), cwd=tmp_path, capture_output=True, text=True
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-9000:]
+    assert done.stderr.count("all well") == 1, "the first process alone looks"
     for stage in ("mcl", "svr", "adapter"):
         assert read_checkpoint(tmp_path / "run" / stage)
     rows = [row for row in read_metrics(tmp_path / "run") if row["stage"] == "mcl"]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_two_processes_that_die_go_on_to_the_same_weights(demo: Path, tmp_path: Path) -> None:
+    """One run that dies in each of its stages and goes on, beside one that was left alone."""
+    whole = torchrun(tmp_path, "-c", program(demo, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr[-9000:]
+    for stage in ("mcl", "svr", "adapter", ""):
+        script = program(demo, tmp_path / "died", resume=True)
+        done = torchrun(tmp_path, "-c", script, DIES_IN=stage)
+        assert (done.returncode == 0) is (not stage), done.stderr[-9000:]
+        if stage:
+            kept = newest_checkpoint(tmp_path / "died" / stage, processes=2)
+            assert kept == tmp_path / "died" / stage / "checkpoint-2", done.stderr[-9000:]
+    for weights in ("mcl/model", "svr/model", "adapter/adapter_model"):
+        one, other = (
+            digest(tmp_path / run / f"{weights}.safetensors") for run in ("whole", "died")
+        )
+        assert one == other, weights
 
 
 @pytest.mark.slow

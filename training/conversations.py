@@ -1,4 +1,4 @@
-"""Dataset folders, or their revisions on the Hub, to the columns that TRL's trainers take.
+"""Dataset folders, or published versions, to the columns that TRL's trainers take.
 
 Every stage has `images` (one, read when it is needed), `prompt` and `completion`, and who they are
 of. SVR has also what its rewards need: `boxes` (xyxy in original pixels), `size` of the original
@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from datasets import Dataset, Features, Image, List, Value
-from huggingface_hub import snapshot_download
+from huggingface_hub import cached_assets_path
 
 from cot_builder.boxes import Frame, Size
 from cot_builder.conversations import EXAMPLES, with_phrasings
 from cot_builder.dataset import MANIFEST, read_manifest, read_studies
 from cot_builder.errors import UserError
 from cot_builder.images import derivative
+from cot_builder.publish.configs import read_examples, write_images
+from cot_builder.publish.hub import fetch
+from cot_builder.publish.version import Manifest, read_version
 from cot_builder.records import Row
 from knowledge_banks import Banks
 from training.rewards import NEED_BOXES
 
 TASKS: Final = {"mcl": "mcl", "svr": "svr", "adapter": "report"}
+# Frames in which boxes have the same numbers whatever the pixel budget.
+_FIXED: Final = ("norm1000", "percent")
 
 _TURNS: Final = List({"role": Value("string"), "content": Value("string")})
 _SHARED: Final = {
@@ -49,7 +55,10 @@ _REWARDED: Final = Features(
 
 
 class Source(NamedTuple):
-    """A dataset to train on: its folder, where its images are, and what its manifest says."""
+    """A dataset to train on: its folder, where its images are, and what its manifest says.
+
+    Of a `published` version the examples are taken as they were published.
+    """
 
     folder: Path
     root: Path
@@ -57,6 +66,7 @@ class Source(NamedTuple):
     frame: Frame
     sha256: str
     name: str
+    published: bool = False
 
     def image(self, path: str) -> Path:
         """Return the file of an image of the dataset."""
@@ -68,29 +78,49 @@ class Source(NamedTuple):
 
 
 def open_source(name: str, image_root: Path | None = None) -> Source:
-    """Open a dataset folder, or `owner/name@revision` of the Hub, which is fetched first.
+    """Open a dataset folder, a published one, or `owner/name@revision` of the Hub, fetched first.
 
-    Images are the dataset's own reduced ones, or those below `image_root`. UserError when there are
-    none, since a dataset does not tell where its release was.
+    Images are the dataset's own or those of the version's examples, or those below `image_root`.
+    UserError when there are none, since a dataset does not tell where its release was.
     """
     folder = Path(name) if Path(name).is_dir() else _fetched(name)
-    manifest = read_manifest(folder)
-    if not (manifest.get("images") or image_root):
+    version = _version(folder)
+    manifest = version["dataset"] if version else read_manifest(folder)
+    if version and version["text_free"]:
+        raise UserError(
+            f"{name} was published without its text: `cot-builder rehydrate` makes a dataset of it "
+            "by your own copy of the release; train on that"
+        )
+    own = version["images"] == "embedded" if version else manifest.get("images")
+    if not (own or image_root):
         raise UserError(
             f"{name} has no images of its own: build it with --image-scale, or say where its "
             "release's images lie with --image-root"
         )
     frame = Frame.from_row(manifest.get("frame", {}))
     reduced = bool(manifest.get("images")) and image_root is None
-    return Source(
+    sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    # Images embedded in a version become files beside the Hub's cache.
+    home = cached_assets_path("cot-builder", "images", sha256) if version else folder
+    source = Source(
         folder,
-        folder if reduced or image_root is None else image_root,
+        image_root or home,
         reduced,
         # Original images are not reduced, whatever else the dataset has.
         frame if reduced else frame._replace(scale=1.0),
-        hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
+        sha256,
         name,
+        version is not None,
     )
+    if version and not image_root:
+        write_images(folder, source.image, scratch=home)
+    return source
+
+
+def _version(folder: Path) -> Manifest | None:
+    with suppress(UserError):
+        return read_version(folder)
+    return None
 
 
 def _fetched(name: str) -> Path:
@@ -100,25 +130,42 @@ def _fetched(name: str) -> Path:
             f"no dataset at {name}: expected a folder that `build` wrote, or OWNER/NAME@REVISION "
             "of the Hub"
         )
-    try:
-        return Path(snapshot_download(repository, repo_type="dataset", revision=revision or None))
-    except (OSError, ValueError) as error:
-        raise UserError(f"dataset {name} cannot be fetched: {error}") from None
+    return fetch(repository, revision or None)
 
 
 def examples(
     sources: Sequence[Source], stage: str, *, split: str, frame: Frame, banks: Banks
 ) -> Iterator[Row]:
     """Yield the examples of a stage with the `images` that the model sees; SVR's with `extent`."""
-    make = EXAMPLES[TASKS[stage]]
     for source in sources:
         own = frame._replace(scale=source.frame.scale)
-        worded = with_phrasings(banks, source.folder)
-        for study in read_studies(source.folder):
-            if (study["split"] or "train") == split:
-                for example in make(study, worded, own):
-                    row = example | {"images": [str(source.image(example["image_path"]))]}
-                    yield _rewarded(row, own) if stage == "svr" else row
+        if source.published:
+            found = _published(source, stage, split, own)
+        else:
+            found = _made(source, stage, split, own, banks)
+        for example in found:
+            row = example | {"images": [str(source.image(example["image_path"]))]}
+            yield _rewarded(row, own) if stage == "svr" else row
+
+
+def _made(source: Source, stage: str, split: str, frame: Frame, banks: Banks) -> Iterator[Row]:
+    worded = with_phrasings(banks, source.folder)
+    for study in read_studies(source.folder):
+        if (study["split"] or "train") == split:
+            yield from EXAMPLES[TASKS[stage]](study, worded, frame)
+
+
+def _published(source: Source, stage: str, split: str, frame: Frame) -> Iterator[Row]:
+    """Yield examples as they were published; UserError where their boxes are in another frame."""
+    written = source.frame
+    same = frame == written or frame.name == written.name in _FIXED
+    if stage != "adapter" and not same:
+        raise UserError(
+            f"{source.name} was published with boxes in {written.name}, {written.pixels}; the run "
+            f"has {frame.name}, {frame.pixels}: leave [model] frame and pixels as they are, or "
+            "`cot-builder rehydrate` it and train on the folder"
+        )
+    yield from read_examples(source.folder, TASKS[stage], split)
 
 
 def columns(

@@ -1,4 +1,4 @@
-"""Everything that can be known before hours are spent, with one batch through model and rewards."""
+"""What can be known before hours are spent: in seconds before each run, or with one batch too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import requires
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -22,17 +23,19 @@ from trl.import_utils import is_vllm_available
 from cot_builder.answers import Answer, AnswerError
 from cot_builder.boxes import Frame, Size
 from cot_builder.errors import UserError
+from training.checkpoints import read_checkpoint
 from training.conversations import texts
 from training.models import part_of
 from training.rewards import REWARDS
 from training.run import (
     TRAINERS,
     RunOptions,
+    begin,
     first_base,
     frame_and_processor,
+    is_first,
     open_sources,
     pick_samples,
-    quiet,
     stage_rows,
 )
 from training.stage import Job
@@ -73,19 +76,32 @@ class ProblemError(Exception):
     """What a check found wrong, in the words of the recipe."""
 
 
-def preflight(options: RunOptions) -> list[Finding]:
-    """Check every stage of a run and return what was found; trains nothing.
+def preflight(options: RunOptions, *, costly: bool = True) -> list[Finding]:
+    """Check every stage of a run that is not trained yet; return what was found, train nothing.
 
     A later stage is checked on the model from which the first one starts: they are of one shape.
+    Without `costly`, the checks of `COSTLY` are left out.
     """
-    quiet()
+    begin()
+    checks = {name: check for name, check in CHECKS.items() if costly or name not in COSTLY}
     with TemporaryDirectory() as scratch:
         base = first_base(options, Path(scratch, "base"))
-        return [*_findings(options, base, Path(scratch))]
+        return [*_findings(options, base, Path(scratch), checks)]
 
 
-def _findings(options: RunOptions, base: str, scratch: Path) -> Iterator[Finding]:
+def first_look(options: RunOptions) -> list[Finding]:
+    """Return what the cheap checks find, in every process; the first one looks for all."""
+    begin()
+    found = [preflight(options, costly=False) if is_first() else None]
+    return broadcast_object_list(found)[0] or []
+
+
+def _findings(
+    options: RunOptions, base: str, scratch: Path, checks: Mapping[str, Check]
+) -> Iterator[Finding]:
     for stage in options.stages:
+        if read_checkpoint(options.out / stage):
+            continue
         try:
             look = _look(options, stage, base, scratch)
         except UserError as error:
@@ -93,7 +109,7 @@ def _findings(options: RunOptions, base: str, scratch: Path) -> Iterator[Finding
             continue
         said = f"{len(look.rows):,} examples; {look.frame.name}, {look.frame.pixels}"
         yield Finding(stage, "data and frame", True, said)
-        for name, check in CHECKS.items():
+        for name, check in checks.items():
             try:
                 if told := check(look):
                     yield Finding(stage, name, True, told)
@@ -307,9 +323,10 @@ def one_batch(look: Look) -> str:
     return f"loss {loss:.3f} over {supervised} tokens"
 
 
+Check = Callable[[Look], str | None]
 # To add one: a function of a stage's Look that says what it found, None where it does not apply,
 # or raises ProblemError.
-CHECKS: Final[dict[str, Callable[[Look], str | None]]] = {
+CHECKS: Final[dict[str, Check]] = {
     "images": images,
     "templates": templates,
     "lengths": lengths,
@@ -321,6 +338,8 @@ CHECKS: Final[dict[str, Callable[[Look], str | None]]] = {
     "disk": disk,
     "one batch": one_batch,
 }
+# These load the model, or only estimate: asked for, and not before every run.
+COSTLY: Final = ("memory", "one batch")
 
 
 def _parameters(look: Look) -> tuple[int, int]:

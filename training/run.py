@@ -76,11 +76,10 @@ def train(options: RunOptions) -> Path:
     With `resume`, finished stages are kept, and one that was cut off goes on from its newest whole
     checkpoint to the same weights as if it had not been.
     """
-    quiet()
-    # Kept for all who ask later; without `cpu`, each of torchrun's processes on CPUs is the first.
-    PartialState(cpu=not torch.cuda.is_available())
+    begin()
     open_run(options)
     base = first_base(options)
+    PartialState().wait_for_everyone()
     for stage in options.stages:
         folder = options.out / stage
         if not read_checkpoint(folder):
@@ -92,11 +91,18 @@ def train(options: RunOptions) -> Path:
     return Path(base)
 
 
-def quiet() -> None:
-    """Silence bars that say nothing of the training, and TRL's use of an older name."""
+def begin() -> None:
+    """Know of the other processes; silence bars that say nothing, and TRL's use of older names."""
+    # Kept for all who ask later; without `cpu`, each of torchrun's processes on CPUs is the first.
+    PartialState(cpu=not torch.cuda.is_available())
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     disable_progress_bars()
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that writes and speaks for all."""
+    return bool(PartialState().is_main_process)
 
 
 def train_stage(options: RunOptions, stage: str, base: str) -> None:
@@ -256,7 +262,7 @@ def _difference(before: Row, now: Row) -> str:
 def first_base(options: RunOptions, folder: Path | None = None) -> str:
     """Return what the first stage starts from: told, the stage before it, or the recipe's model.
 
-    A tiny model is made, in the run's `base` unless another folder is given.
+    A tiny model is made, by the first process in the run's `base`, or in a folder of one's own.
     """
     if options.base:
         return options.base
@@ -266,18 +272,12 @@ def first_base(options: RunOptions, folder: Path | None = None) -> str:
         return str((options.out / done[-1]).resolve())
     if not options.recipe.model.name.startswith(TINY):
         return options.recipe.model.name
-    return str(_tiny_base(options, folder or options.out / "base").resolve())
-
-
-def _tiny_base(options: RunOptions, folder: Path) -> Path:
-    """Make the recipe's tiny model, with a vocabulary of the run's own texts."""
-    if PartialState().is_main_process and not read_checkpoint(folder):
-        seed = options.recipe.run.seed
-        make_tiny(options.recipe.model.name, run_texts(options), folder, seed=seed)
-        row = {"stage": "base", "base": options.recipe.model.name, "frame": None, "seed": seed}
-        write_checkpoint(folder, row)
-    PartialState().wait_for_everyone()
-    return folder
+    mine = folder or options.out / "base"
+    if (folder or PartialState().is_main_process) and not read_checkpoint(mine):
+        name, seed = options.recipe.model.name, options.recipe.run.seed
+        make_tiny(name, run_texts(options), mine, seed=seed)
+        write_checkpoint(mine, {"stage": "base", "base": name, "frame": None, "seed": seed})
+    return str(mine.resolve())
 
 
 def run_texts(options: RunOptions) -> list[str]:

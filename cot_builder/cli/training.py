@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -92,37 +92,37 @@ def train_all(
     _run(EVERY, dataset, out, recipe, changes, reports, image_root, base, banks, resume, check)
 
 
-def mcl(
-    dataset: Datasets,
-    out: Out,
-    recipe: RecipeName = "paper",
-    changes: Changes = None,
-    image_root: ImageRoot = None,
-    base: Base = None,
-    banks: BankFolder = None,
-    resume: Resume = False,
-    check: Check = False,
-) -> None:
+def _alone(stage: str, text: str) -> Callable[..., None]:
+    """Return the command of one stage, told by its help."""
+
+    def command(
+        dataset: Datasets,
+        out: Out,
+        recipe: RecipeName = "paper",
+        changes: Changes = None,
+        image_root: ImageRoot = None,
+        base: Base = None,
+        banks: BankFolder = None,
+        resume: Resume = False,
+        check: Check = False,
+    ) -> None:
+        _run((stage,), dataset, out, recipe, changes, None, image_root, base, banks, resume, check)
+
+    command.__doc__ = text
+    return command
+
+
+mcl: Final = _alone(
+    "mcl",
     """Train medical concept learning alone: the chains, by supervised learning (Eq. 1).
 
     For example:
 
     - `cot-builder train mcl --recipe smoke --dataset out/demo --out out/run`
-    """
-    _run(("mcl",), dataset, out, recipe, changes, None, image_root, base, banks, resume, check)
-
-
-def svr(
-    dataset: Datasets,
-    out: Out,
-    recipe: RecipeName = "paper",
-    changes: Changes = None,
-    image_root: ImageRoot = None,
-    base: Base = None,
-    banks: BankFolder = None,
-    resume: Resume = False,
-    check: Check = False,
-) -> None:
+    """,
+)
+svr: Final = _alone(
+    "svr",
     """Train spatially verifiable reinforcement alone: boxes, by their rewards (Eq. 2 to 11).
 
     Starts from the run's MCL checkpoint, or from --base.
@@ -131,21 +131,10 @@ def svr(
 
     - `cot-builder train svr --recipe smoke --dataset out/demo --out out/run`
     - `cot-builder train svr --recipe set --dataset out/ms_cxr --base out/boxmed/mcl --out out/set`
-    """
-    _run(("svr",), dataset, out, recipe, changes, None, image_root, base, banks, resume, check)
-
-
-def adapter(
-    dataset: Datasets,
-    out: Out,
-    recipe: RecipeName = "paper",
-    changes: Changes = None,
-    image_root: ImageRoot = None,
-    base: Base = None,
-    banks: BankFolder = None,
-    resume: Resume = False,
-    check: Check = False,
-) -> None:
+    """,
+)
+adapter: Final = _alone(
+    "adapter",
     """Train the downstream adapter alone: findings text, with the base frozen (Eq. 12).
 
     Starts from the run's SVR or MCL checkpoint, or from --base. Table 5's other rows are
@@ -156,8 +145,8 @@ def adapter(
     - `cot-builder train adapter --recipe smoke --dataset out/demo --out out/run`
     - `cot-builder train adapter --dataset out/mimic --base out/boxmed/svr --out out/table5
       --set 'adapter.trainable=["vision", "adapter"]'`
-    """
-    _run(("adapter",), dataset, out, recipe, changes, None, image_root, base, banks, resume, check)
+    """,
+)
 
 
 def merge(
@@ -195,9 +184,9 @@ def _run(
     check: bool,
 ) -> None:
     with extra("train", "train"):
-        from training.preflight import preflight
+        from training.preflight import first_look, preflight
         from training.recipe import load_recipe
-        from training.run import RunOptions, train
+        from training.run import RunOptions, is_first, train
     from knowledge_banks import load_banks
 
     options = RunOptions(
@@ -212,19 +201,25 @@ def _run(
         resume=resume,
         command=this_command(),
     )
-    if check:
-        _report(preflight(options))
-        return
     with interruptible():
-        last = train(options)
-    typer.echo(f"trained {', '.join(stages)} → {last}")
+        findings = preflight(options) if check else first_look(options)
+        if is_first():
+            _report(findings, whole=check)
+        if wrong := sum(not finding.well for finding in findings):
+            raise UserError(f"{wrong} of {len(findings)} checks failed; nothing was trained")
+        if not check:
+            last = train(options)
+            typer.echo(f"trained {', '.join(stages)} → {last}")
 
 
-def _report(findings: Sequence[Finding]) -> None:
+def _report(findings: Sequence[Finding], *, whole: bool) -> None:
+    """Show all findings, or those alone that are not well."""
     table = Table("stage", "check", "", "found", box=None)
     for finding in findings:
         mark = "ok" if finding.well else "[bold red]no[/]"
-        table.add_row(finding.stage, finding.name, mark, escape(finding.said))
-    Console().print(table)
-    if wrong := sum(not finding.well for finding in findings):
-        raise UserError(f"{wrong} of {len(findings)} checks failed; nothing was trained")
+        if whole or not finding.well:
+            table.add_row(finding.stage, finding.name, mark, escape(finding.said))
+    if table.rows:
+        Console().print(table)
+    elif findings:
+        typer.echo(f"{len(findings)} checks of data and recipe: all well", err=True)

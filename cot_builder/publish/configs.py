@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Image, List, Value
 
 from cot_builder.boxes import KINDS
-from cot_builder.dataset import SCHEMA
+from cot_builder.dataset import SCHEMA, write_whole
 from cot_builder.errors import UserError
 from cot_builder.records import BASES, Row
 from cot_builder.vocabulary import ASSERTIONS, LABELS, REGIONS
@@ -237,6 +237,39 @@ def with_image(row: Row, files: Callable[[str], Path] | None) -> Row:
     """Return an example with its image, or with its relative path alone."""
     check_relative(row["image_path"])
     return {**row, "image": read_image(files(row["image_path"]))} if files else row
+
+
+def read_examples(folder: Path, task: str, split: str) -> Iterator[Row]:
+    """Yield the training examples of a published version, without their images.
+
+    Studies of no split count as training data.
+    """
+    for path in sorted((folder / task).glob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name != "image"]
+            for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
+                yield from (row for row in batch.to_pylist() if (row["split"] or "train") == split)
+
+
+def write_images(folder: Path, place: Callable[[str], Path], *, scratch: Path) -> None:
+    """Write the images that a version's training examples embed to where `place` puts their paths.
+
+    Those that are there already are not read again.
+    """
+    for path in sorted(folder.glob("*/*.parquet")):
+        with pq.ParquetFile(path) as file:
+            if "image" not in file.schema_arrow.names:
+                continue
+            for group in range(file.num_row_groups):
+                paths = file.read_row_group(group, ["image_path"])["image_path"].to_pylist()
+                for named in paths:
+                    check_relative(named)
+                if all(place(named).is_file() for named in paths):
+                    continue
+                images = file.read_row_group(group, ["image"])["image"].to_pylist()
+                for named, image in zip(paths, images, strict=True):
+                    place(named).parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(place(named), image["bytes"], scratch=scratch)
 
 
 # -- hashes

@@ -193,11 +193,14 @@ def download(repo: str, version: str | None, *, files: tuple[str, ...]) -> Path:
         if not known:
             raise UserError(f"{repo} has no version of `cot-builder publish`")
         version = list(known)[-1]
-    with _told(repo, version):
+    return fetch(repo, f"v{version}", files=(MANIFEST, *files))
+
+
+def fetch(repo: str, revision: str | None = None, *, files: tuple[str, ...] = ("*",)) -> Path:
+    """Fetch files of a tag, branch or commit (of main, if none is named); return their folder."""
+    with _told(repo, revision):
         return Path(
-            snapshot_download(
-                repo, repo_type=_KIND, revision=f"v{version}", allow_patterns=[MANIFEST, *files]
-            )
+            snapshot_download(repo, repo_type=_KIND, revision=revision, allow_patterns=[*files])
         )
 
 
@@ -219,7 +222,7 @@ def _manifest(repo: str, revision: str) -> Manifest | None:
 
 
 @contextmanager
-def _told(repo: str, version: str | None = None) -> Iterator[None]:
+def _told(repo: str, revision: str | None = None) -> Iterator[None]:
     """Turn what the Hub answers into one line: what it means, and what to do."""
     try:
         yield
@@ -235,7 +238,8 @@ def _told(repo: str, version: str | None = None) -> Iterator[None]:
         ) from None
     except RevisionNotFoundError:
         raise UserError(
-            f"{repo} has no version {version}; `cot-builder versions --repo {repo}` lists them"
+            f"{repo} has no revision {revision}; `cot-builder versions --repo {repo}` lists its "
+            "versions"
         ) from None
     except (HTTPError, OSError, RuntimeError) as error:
         # What went wrong with one file of many is the cause of a RuntimeError.
@@ -245,8 +249,8 @@ def _told(repo: str, version: str | None = None) -> Iterator[None]:
         if not isinstance(cause, _UNREACHED):
             raise
         raise UserError(
-            f"the Hub cannot be reached ({type(cause).__name__}): nothing is published unless its "
-            "tag is there; run the command again, what has arrived is not sent twice"
+            f"the Hub cannot be reached ({type(cause).__name__}): run the command again, what has "
+            "arrived is not sent or fetched twice; a version is published once its tag is there"
         ) from None
 
 
