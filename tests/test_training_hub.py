@@ -13,6 +13,8 @@ pytest.importorskip("trl")
 from datasets import Image, List
 
 from cot_builder.cli import app, publishing
+from cot_builder.errors import UserError
+from cot_builder.sources.demo import CORPUS
 from knowledge_banks import load_banks
 from tests.hub_double import HubDouble
 from training.conversations import columns, open_source
@@ -115,26 +117,26 @@ def test_what_cannot_be_fetched_is_told_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.server
 def test_the_folder_of_a_version(demo: Path, hub: HubDouble, tmp_path: Path) -> None:
     well("publish", demo, "--version", "1.0.0", "--to", tmp_path / "own")
     well("publish", demo, "--version", "1.0.0", "--to", tmp_path / "paths", "--images", "paths")
     for stage in ("mcl", "svr", "adapter"):
         assert examples(tmp_path / "own", stage) == examples(demo, stage)
-    with pytest.raises(publishing.UserError, match="--image-root"):
+    with pytest.raises(UserError, match="--image-root"):
         open_source(str(tmp_path / "paths"))
     source = open_source(str(tmp_path / "own"))
     other = source.frame._replace(name="percent")
-    with pytest.raises(publishing.UserError, match="published with boxes in norm1000"):
+    with pytest.raises(UserError, match="published with boxes in norm1000"):
         columns([source], "svr", frame=other, banks=BANKS)
     assert columns([source], "adapter", frame=other, banks=BANKS)
 
 
+@pytest.mark.server
 def test_original_images_of_a_version(hub: HubDouble, tmp_path: Path) -> None:
     """A dataset without reduced images, published with the originals."""
     well("build", "--source", "demo", "--out", tmp_path / "plain", "--workers", "1")
     well("publish", tmp_path / "plain", "--version", "1.0.0", "--to", tmp_path / "own")
-    from cot_builder.sources.demo import CORPUS
-
     for stage in ("mcl", "svr", "adapter"):
         assert examples(tmp_path / "own", stage) == examples(tmp_path / "plain", stage, CORPUS)
 
@@ -145,5 +147,5 @@ def test_a_version_without_its_text_is_to_be_rehydrated(tmp_path: Path) -> None:
     columns = ("--id-column", "id", "--text-column", "text")
     well("build", "--source", "table", "--root", table, *columns, "--out", tmp_path / "built")
     well("publish", tmp_path / "built", "--version", "1.0.0", "--to", tmp_path / "free")
-    with pytest.raises(publishing.UserError, match="cot-builder rehydrate"):
+    with pytest.raises(UserError, match="cot-builder rehydrate"):
         open_source(str(tmp_path / "free"))

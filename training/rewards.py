@@ -6,7 +6,7 @@ frame of the answers). Both sides meet in original pixels. A function gives one 
 or None where it does not apply.
 
 What no reader would accept as an answer scores 0 in every reward, in the format's too: see
-`admitted`.
+`admitted`. Nothing is earned by what a think text says, so that no wording of it can be gamed.
 """
 
 from __future__ import annotations
