@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("trl")
 
 from cot_builder.boxes import Frame, Pixels
+from cot_builder.cli import app
 from cot_builder.errors import UserError
 from cot_builder.images import Scaling
 from cot_builder.pipeline import BuildOptions, build
@@ -388,6 +391,18 @@ def test_what_is_not_well(demo: Path, tmp_path: Path, change: str, check: str, s
     finding = found(demo, tmp_path / "run", change, stages=("svr",))["svr", check]
     assert finding.well is (not said)
     assert said in finding.said
+
+
+def test_a_run_that_cannot_go_well_is_not_begun(demo: Path, tmp_path: Path) -> None:
+    flags = ("--recipe", "smoke", "--dataset", str(demo), "--out", str(tmp_path / "run"))
+    changes = ("--set", "svr.completion=9", "--set", "svr.batch_size=99")
+    runner = CliRunner(env={"COLUMNS": "300"})
+    result = runner.invoke(app, ["train", "all", *flags, *changes])
+    assert result.exit_code == 1
+    assert re.search(r"svr +lengths +no +\[svr\] completion = 9: the longest", result.output)
+    assert re.search(r"svr +groups +no +\[svr\] batch_size 99 x", result.output)
+    assert re.search(r"2 of \d+ checks failed; nothing was trained", result.output)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
