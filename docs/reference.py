@@ -24,7 +24,7 @@ def main() -> None:
                 if isinstance(one, type) and issubclass(one, tuple) and hasattr(one, "_fields"):
                     one.__new__.__module__ = one.__module__
                     for field in one._fields:
-                        vars(one)[field].__doc__ = ""
+                        getattr(one, field).__doc__ = ""
     warnings.filterwarnings("error", module=r"pdoc\.")  # a page that is not as it was meant
     pdoc.render.configure(show_source=False)
     pdoc.pdoc(*PACKAGES, output_directory=Path(sys.argv[1]))

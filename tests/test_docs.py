@@ -49,6 +49,11 @@ def test_a_woven_page_shows_what_its_commands_print_and_draw(path: Path, tmp_pat
     assert all(drawn(tmp_path, source).is_file() for source in sources)
 
 
+def test_the_readme_prints_what_the_tutorial_does() -> None:
+    (block,) = re.findall(r"```text\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block.strip() in TUTORIAL.read_text(encoding="utf-8")
+
+
 def test_pictures_are_small() -> None:
     shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", TUTORIAL.read_text(encoding="utf-8"))
     assert len(shown) > 5

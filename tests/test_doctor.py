@@ -6,17 +6,19 @@ import csv
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cot_builder.boxes import Frame, Pixels, Size
+from cot_builder.boxes import Box, Frame, Pixels, Size
 from cot_builder.cli import app
-from cot_builder.doctor import Checkup, examine, read_examples, recipe_reader
+from cot_builder.doctor import Checkup, Example, examine, read_examples, recipe_reader
 from cot_builder.errors import UserError
 from cot_builder.images import scaling
 from cot_builder.pipeline import BuildOptions, build
 from cot_builder.sources import SourceOptions
+from eval.contact_sheet import draw_overlay
 from knowledge_banks import load_banks
 
 # Invented: image, phrase, x1, y1, x2, y2 in images of 800 x 1200 pixels.
@@ -222,6 +224,20 @@ def test_a_dataset_without_boxes_is_refused(tmp_path: Path) -> None:
 
 
 # -- the command
+
+
+def test_a_long_phrase_is_broken_over_lines_below_its_image(tmp_path: Path) -> None:
+    Image.new("L", (200, 100)).save(tmp_path / "a.png")
+    box = Box(10, 20, 60, 70, image_id="a", width=200, height=100, source="r", kind="manual")
+    heights = []
+    for phrase in ("effusion", "moderate left pleural effusion with adjacent atelectasis"):
+        overlay = draw_overlay([Example("1", "a.png", phrase, (box,))], tmp_path / "a.png")
+        heights.append(overlay.height)
+        words = np.asarray(overlay)[overlay.height - 18 :]
+        assert overlay.width == 200
+        assert words.any()  # the last line stands on the picture
+        assert not words[:, -3:].any()  # and ends before its edge
+    assert heights[1] >= heights[0] + 2 * 18
 
 
 def test_the_command_prints_draws_and_fails(sound: Path, tmp_path: Path) -> None:
