@@ -214,7 +214,7 @@ class Writer:
                     )
                 break
         if self._file.exists():
-            for line in self._file.read_text(encoding="utf-8").split("\n"):
+            for line in self._file.read_bytes().split(b"\n"):
                 try:
                     yield json.loads(line)
                 except ValueError:

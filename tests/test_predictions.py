@@ -150,8 +150,8 @@ def test_a_killed_run_goes_on_where_it_stopped_and_tries_errors_again(tmp_path: 
     writer = Writer(out, settings, resume=False)
     writer.write(PREDICTION)
     writer.write(Prediction("2", None, error="image_missing"))
-    with (out / "predictions.jsonl").open("a") as stream:
-        stream.write('{"study_id": "3", "rep')  # killed in the middle of a line
+    with (out / "predictions.jsonl").open("ab") as stream:
+        stream.write('{"study_id": "3", "report": "é'.encode()[:-1])  # killed within a character
     again = Writer(out, settings, resume=True)
     assert again.done == {"1"}
     again.write(Prediction("2", "Text."))
