@@ -9,6 +9,8 @@ moment, and the same command is started again, which may be killed too (one to t
 the last start is left alone and has to end well and leave the very same. Three quarters of the
 moments are drawn between the first trace and the end, the others between the start and the end.
 A kill counts as one within the work where the killed start had left its first trace by then.
+Training is started in forks of a process that has imported its libraries, which take longer than
+the little that is trained.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -47,8 +50,8 @@ STUDIES = 1_000
 TASKS = 400
 REPO = "ann/chains"
 RECIPE = (
-    "mcl.epochs=1", "mcl.max_steps=18", "mcl.batch_size=2", "svr.max_steps=5", "svr.generations=2",
-    "svr.completion=48", "svr.limit=8", "adapter.max_steps=18", "run.save_every=2",
+    "mcl.epochs=1", "mcl.max_steps=6", "mcl.batch_size=2", "svr.max_steps=2", "svr.generations=2",
+    "svr.completion=32", "svr.limit=4", "adapter.max_steps=6", "run.save_every=2",
     "run.log_every=1", "run.sample_every=9", "run.samples=1",
 )  # fmt: skip
 
@@ -57,14 +60,15 @@ class Job(NamedTuple):
     """A command that is killed and started again, in a folder of its own.
 
     `fresh` makes the folder ready, `traces` tells that the work has begun, `left` what counts of
-    what it leaves, by name.
+    what it leaves, by name. A `warm` one starts with the libraries of training imported.
     """
 
     command: list[str]
     left: Callable[[], dict[str, str]]
-    traces: Callable[[subprocess.Popen[bytes]], bool]
+    traces: Callable[[int], bool]
     fresh: Callable[[], None] = lambda: None
     env: dict[str, str] = {}  # noqa: RUF012
+    warm: bool = False
 
 
 class Run(NamedTuple):
@@ -210,7 +214,7 @@ def train(folder: Path) -> Iterator[Job]:
     yield Job(
         [CLI, "train", "all", "--recipe", "smoke", "--dataset", str(dataset), "--out", str(out),
          *changes, "--resume"],
-        left, traces=lambda _: out.exists(), fresh=partial(_emptied, folder),
+        left, traces=lambda _: out.exists(), fresh=partial(_emptied, folder), warm=True,
     )  # fmt: skip
 
 
@@ -234,11 +238,11 @@ def _well(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def _asks(url: str, process: subprocess.Popen[bytes]) -> bool:
+def _asks(url: str, pid: int) -> bool:
     """Tell whether a process holds a connection to a server."""
     port = int(url.rpartition(":")[2])
     with suppress(psutil.Error):
-        found = psutil.Process(process.pid).net_connections()
+        found = psutil.Process(pid).net_connections()
         return any(connection.raddr and connection.raddr[1] == port for connection in found)
     return False
 
@@ -262,20 +266,57 @@ def _hash(data: bytes) -> str:
 def _start(job: Job, moment: float | None, log: Path) -> Run:
     """Start a job, and kill all of its processes after so many seconds, should it last so long."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", **job.env}
-    began, begun = time.monotonic(), None
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            job.command, stdout=said, stderr=said, env=env, start_new_session=True
-        )
+    begun = None
+    process = _Warm(job.command, env, log) if job.warm else _Cold(job.command, env, log)
+    began = time.monotonic()
     while process.poll() is None and (moment is None or time.monotonic() - began < moment):
-        if begun is None and job.traces(process):
+        if begun is None and job.traces(process.pid):
             begun = time.monotonic() - began
         time.sleep(0.002)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    for kill in (os.killpg, os.kill):  # of a group of its own, once it has made that
+        with suppress(ProcessLookupError):
+            kill(process.pid, signal.SIGKILL)
+    status = process.wait()
     seconds = time.monotonic() - began
-    return Run(process.returncode, seconds, begun, log.read_text(errors="replace")[-2000:])
+    return Run(status, seconds, begun, log.read_text(errors="replace")[-2000:])
+
+
+class _Cold(subprocess.Popen[bytes]):
+    """A command line as anybody starts it."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        with log.open("wb") as said:
+            super().__init__(command, stdout=said, stderr=said, env=env, start_new_session=True)
+
+
+class _Warm:
+    """The same in a fork."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", "training.run", "training.preflight"])
+        self.process = context.Process(target=_in_fork, args=(command, env, log))
+        self.process.start()
+        self.pid = self.process.pid or 0
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode or 0
+
+
+def _in_fork(command: list[str], env: dict[str, str], log: Path) -> None:
+    os.setsid()
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    os.environ.update(env)
+    sys.argv = command
+    from cot_builder.cli import main
+
+    main()
 
 
 def _measured(job: Job, kills: int, draw: random.Random, log: Path) -> dict[str, Any]:
@@ -325,10 +366,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     scratch = Path(tempfile.gettempdir()) / "cot-builder-bench"
     parser.add_argument("--scratch", type=Path, default=scratch)
+    parser.add_argument("--out", type=Path, help=f"Results; of {FULL} kills, results/kill.json.")
     options = parser.parse_args()
     words = options.jobs.split(",")
     chosen = [name for name in JOBS if any(word in name for word in words)]
-    path = HERE / "results" / "kill.json"
+    path = options.out or (HERE / "results" / "kill.json" if options.kills == FULL else None)
     rows: dict[str, Any] = {}
     for name in chosen:
         print(name, flush=True)
@@ -337,7 +379,7 @@ def main() -> None:
             job = stack.enter_context(JOBS[name](place / "case"))
             draw = random.Random(f"{options.seed} {name}")
             rows[name] = _measured(job, options.kills, draw, place / "log")
-        if options.kills == FULL:
+        if path:
             machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
             before = json.loads(path.read_text())["jobs"] if path.exists() else {}
             table = {"machine": machine, "seed": options.seed, "jobs": before | rows}
