@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from io import BytesIO
@@ -122,31 +121,12 @@ def small(content: bytes, path: Path) -> None:
 
 def browsed(folder: Path, dataset: str, path: str) -> bytes:
     """Return a page of `cot-builder browse` as Chromium shows it, as PNG."""
-    from selenium import webdriver
+    from tests.browser import chromium, go, started
 
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        raise SystemExit("a page is pictured by a browser: apt install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1000"):
-        options.add_argument(f"--{flag}")
-    command = [str(folder / "bin/cot-builder"), "browse", dataset]
-    paths = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, cwd=folder, env=paths, stdout=subprocess.PIPE, text=True
-    ) as server:
-        chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-        try:
-            assert server.stdout
-            told = next(line for line in server.stdout if "http" in line)
-            address = told[told.index("http") :].strip()
-            chrome.get(address)
-            chrome.get(address.partition("/?")[0] + path)
-            return chrome.get_screenshot_as_png()
-        finally:
-            chrome.quit()
-            server.terminate()
+    with started(folder / dataset) as address, chromium(address) as browser:
+        browser.set_window_size(1280, 1000)
+        go(browser, path)
+        return browser.get_screenshot_as_png()
 
 
 def main() -> None:

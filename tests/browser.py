@@ -1,4 +1,7 @@
-"""Chromium, headless, for the tests of pages; `COT_BUILDER_SHOTS=FOLDER` keeps what it saw."""
+"""`cot-builder browse` and a headless Chromium, for the tests of pages.
+
+`COT_BUILDER_SHOTS=FOLDER` keeps what the browser saw.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import base64
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +19,23 @@ from typing import Any
 import pytest
 
 WIDTHS = (1280, 390)  # of a desk and of a telephone
+
+
+@contextmanager
+def started(*arguments: str | Path) -> Iterator[str]:
+    """Serve `cot-builder browse ARGUMENTS`, and give its address."""
+    command = [sys.executable, "-c", "from cot_builder.cli import main; main()", "browse"]
+    with subprocess.Popen(
+        [*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            told = next(line for line in process.stdout if "http" in line)
+            address = re.search(r"http://127\.0\.0\.1:\d+/\?key=\S+", told)
+            assert address, told
+            yield address[0]
+        finally:
+            process.terminate()
 
 
 @contextmanager

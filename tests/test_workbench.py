@@ -6,8 +6,6 @@ import http.client
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,7 +25,7 @@ from cot_builder.sources.demo import CORPUS
 from eval.workbench.index import Index, Query
 from eval.workbench.study import pieces
 from knowledge_banks import load_banks
-from tests.browser import WIDTHS, chromium, go, look
+from tests.browser import WIDTHS, chromium, go, look, started
 
 HOSTILE = "No edema. <script>document.title='owned'</script><img src=x onerror=alert(1)> Effusion."
 REPORTS = {
@@ -101,17 +99,11 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="module")
 def served(dataset: Path, beside: Path) -> Iterator[Served]:
-    command = [sys.executable, "-c", "from cot_builder.cli import main; main()", "browse"]
-    command += [dataset, "--root", CORPUS, "--predictions", beside, "--banks", beside / "banks"]
-    command += ["--against", beside / "chexpert.csv"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # type: ignore[call-overload]
-        try:
-            told = next(line for line in process.stdout if "http" in line)
-            address = re.search(r"http://127\.0\.0\.1:(\d+)/\?key=(\S+)", told)
-            assert address, told
-            yield Served(address[0], getter(int(address[1]), address[2]))
-        finally:
-            process.terminate()
+    arguments = (dataset, "--root", CORPUS, "--predictions", beside, "--banks", beside / "banks")
+    with started(*arguments, "--against", beside / "chexpert.csv") as address:
+        found = re.search(r":(\d+)/\?key=(\S+)", address)
+        assert found
+        yield Served(address, getter(int(found[1]), found[2]))
 
 
 def getter(port: int, key: str) -> Callable[..., tuple[int, str, http.client.HTTPMessage]]:

@@ -6,8 +6,6 @@ import http.client
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -18,7 +16,7 @@ from PIL import Image
 
 from cot_builder.errors import UserError
 from eval.workbench.run import curves_of, inside, is_run, read_run
-from tests.browser import WIDTHS, chromium, look
+from tests.browser import WIDTHS, chromium, look, started
 
 Get = Callable[..., tuple[int, bytes, http.client.HTTPMessage]]
 HOSTILE = "<think><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m</think>"
@@ -75,22 +73,6 @@ def reproduced(folder: Path) -> Path:
     written = {"plan": "smoke", "tool": {"version": "0.1.0"}, "steps": steps}
     write(folder / "manifest.json", written)
     return folder
-
-
-@contextmanager
-def started(*arguments: str | Path) -> Iterator[str]:
-    command = [sys.executable, "-c", "from cot_builder.cli import main; main()", "browse"]
-    with subprocess.Popen(
-        [*command, *map(str, arguments)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout
-            told = next(line for line in process.stdout if "http" in line)
-            address = re.search(r"http://127\.0\.0\.1:\d+/\?key=\S+", told)
-            assert address, told
-            yield address[0]
-        finally:
-            process.terminate()
 
 
 @contextmanager
