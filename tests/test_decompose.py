@@ -129,6 +129,8 @@ SENTENCES = [
     ("Likely a combination of effusion and atelectasis.", "PE?W AT?W"),
     ("Possible right hilar mass and pneumonitis.", "LL?RH PN?RH"),
     ("Possible edema accompanied by effusion.", "ED?W PE+W"),
+    ("The effusion is new or larger, and there is atelectasis or pneumonia.", "PE+W AT?W PN?W"),
+    ("At the left base there is no change; an effusion is seen.", "PE+W"),
     ("Left base opacity may be atelectasis or right pneumonia.", "LO+L AT?L PN?R"),
     ("Findings suggest heart failure with small bilateral effusions.", "ED?W PE+W"),
     ("Findings suggest pulmonary edema, with possible small left effusion.", "ED?W PE?L"),
@@ -315,6 +317,7 @@ def test_a_misspelt_finding_is_marked(decomposer: Decomposer) -> None:
         ("No left base opacity. Findings suggest edema.", "LO-L ED?W"),
         ("The left lung is clear. Findings suggest edema.", "NF+L ED?W"),
         ("Left base opacity. No pneumothorax.", "LO+L PX-W"),
+        ("Left base opacity. This is not pneumonia.", "LO+L PN-W"),
         ("Left PICC. This may be edema.", "SD+ME ED?W"),
     ],
 )
