@@ -25,6 +25,7 @@ PAGES = tuple(
     path
     for pattern in ("*.md", "docs/*.md", "[a-z]*/**/README.md")
     for path in sorted(ROOT.glob(pattern))
+    if ROOT / "mutants" not in path.parents  # what `make mutants` leaves
 )
 FORBIDDEN_NAMES = {"data", "evaluation", "scripts", "resources", "datasets", "utils", "helpers"}
 
