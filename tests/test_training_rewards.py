@@ -211,6 +211,7 @@ def test_the_match_is_the_best_one_not_the_first() -> None:
         (said("[{'Position': [100, 100, 300, 500], 'Confidence': 1.5}]"), (LEFT,), 1, 0),
         (said("[{'Position': [100, 100, 300, 500], 'Confidence': 7}]"), (LEFT,), 1, 0),
         (said(f"{L}, {R}"), (LEFT, RIGHT), 1, 0),
+        (said(f"[100, 100, 300, 300], {L}"), (LEFT,), 0.5, 0),  # half a hit takes no true box
         (said(f"{R}, {L}, {L}"), (LEFT, RIGHT), 2 / 3, 0),
         # Of two boxes on one true box the surer has it, whichever comes first.
         (
