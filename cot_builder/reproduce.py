@@ -35,9 +35,16 @@ TABLES: Final = ("publish", "train", "predict", "score", "compare", "cases")
 _RESUMES: Final = ("build", "train", "predict")
 _KEYS: Final = {
     "name": str, "recipe": str, "seeds": list, "test": str, "reports": str, "chains": list,
-    "dataset": list, "model": list, **dict.fromkeys(TABLES, dict),
+    "external": dict, "dataset": list, "model": list, **dict.fromkeys(TABLES, dict),
 }  # fmt: skip
-_OPTIONAL: Final = {*TABLES, "seeds", "recipe", "test"}
+_OPTIONAL: Final = {*TABLES, "seeds", "recipe", "test", "external"}
+
+
+class External(NamedTuple):
+    """Reports of elsewhere, on which the full model is tested too: Table 2."""
+
+    dataset: str
+    split: str
 
 
 class Model(NamedTuple):
@@ -50,7 +57,10 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to reproduce: `options` are those of the commands, under the commands' own names."""
+    """What to reproduce: `options` are those of the commands, under the commands' own names.
+
+    The last of the models is the full one.
+    """
 
     name: str
     recipe: str
@@ -60,6 +70,7 @@ class Plan:
     chains: tuple[str, ...]
     datasets: Mapping[str, Row]
     models: tuple[Model, ...]
+    external: External | None
     options: Mapping[str, Row]
 
 
@@ -93,7 +104,16 @@ def read_plan(path: Path) -> Plan:
         raise UserError(f"{path} is not a plan in TOML: {error}") from None
     _check_keys(table, path)
     datasets = {_named(row, path, "dataset"): row for row in table["dataset"]}
-    for key, named in (("reports", [table["reports"]]), ("chains", table["chains"])):
+    external = table.get("external", {})
+    named_by = {"reports": [table["reports"]], "chains": table["chains"]}
+    if external:
+        if set(external) != set(External._fields):
+            raise UserError(
+                f"{path}: [external]: expected the keys {', '.join(External._fields)}, got "
+                f"{', '.join(external)}"
+            )
+        named_by["external"] = [external["dataset"]]
+    for key, named in named_by.items():
         for name in named:
             if name not in datasets:
                 raise UserError(
@@ -109,6 +129,7 @@ def read_plan(path: Path) -> Plan:
         chains=tuple(table["chains"]),
         datasets=datasets,
         models=tuple(_model(row, path) for row in table["model"]),
+        external=External(**external) if external else None,
         options={key: table.get(key, {}) for key in TABLES},
     )
 
@@ -167,19 +188,27 @@ def _steps(plan: Plan, out: Path) -> Iterator[Step]:
         options = _flags(plan.options["publish"])
         yield Step(f"publish {name} (dry)", (*publish, "--dry-run", *options), None, ("check",))
     scored: list[Step] = []
+    external: list[Step] = []
     for seed in plan.seeds:
         for model in plan.models:
             yield from (ended := list(_model_steps(plan, model, seed, out, data)))
             scored += (step for step in ended if step.command[0] == "score")
-    command = ("compare", *(f"{step.out}" for step in scored), *_flags(plan.options["compare"]))
-    needs = tuple(step.id for step in scored)
+        if plan.external:
+            trained = next(step for step in reversed(ended) if step.command[0] == "train")
+            name = f"{_run_name(plan, plan.models[-1], seed)} on {plan.external.dataset}"
+            tested = (f"{data[plan.external.dataset]}", "--split", plan.external.split)
+            yield from (ended := list(_test_steps(plan, name, trained, tested, out)))
+            external += (step for step in ended if step.command[0] == "score")
+    options = {**plan.options["compare"], "external": [step.out for step in external]}
+    command = ("compare", *(f"{step.out}" for step in scored), *_flags(options))
+    needs = tuple(step.id for step in (*scored, *external))
     yield Step("compare", (*command, "--out", f"{out / 'tables'}"), out / "tables", needs)
 
 
 def _model_steps(
     plan: Plan, model: Model, seed: int, out: Path, data: Mapping[str, Path]
 ) -> Iterator[Step]:
-    before, needs = None, "check"
+    trained: Step | None = None
     command: tuple[str, ...]
     for number, stage in enumerate(model.stages, 1):
         last = number == len(model.stages)
@@ -191,15 +220,33 @@ def _model_steps(
         names = [plan.reports] if stage == "adapter" else plan.chains
         command = ("train", stage, "--recipe", plan.recipe, *_flags(plan.options["train"]))
         datasets = _flags({"dataset": [data[name] for name in names], "set": list(changes)})
-        base = ("--base", f"{before}") if before else ()
-        yield Step(id_, (*command, *datasets, *base, "--out", f"{folder}"), folder, (needs,))
-        before, needs = folder / stage, id_
-    name = f"{model.name}, seed {seed}" if len(plan.seeds) > 1 else model.name
+        base = ("--base", _checkpoint(trained)) if trained else ()
+        needs = trained.id if trained else "check"
+        trained = Step(id_, (*command, *datasets, *base, "--out", f"{folder}"), folder, (needs,))
+        yield trained
+    assert trained
     tested = (f"{data[plan.reports]}", "--split", plan.test)
+    yield from _test_steps(plan, _run_name(plan, model, seed), trained, tested, out)
+
+
+def _run_name(plan: Plan, model: Model, seed: int) -> str:
+    return f"{model.name}, seed {seed}" if len(plan.seeds) > 1 else model.name
+
+
+def _checkpoint(trained: Step) -> str:
+    _, stage, *_ = trained.command
+    return f"{trained.out}/{stage}"
+
+
+def _test_steps(
+    plan: Plan, name: str, trained: Step, tested: tuple[str, ...], out: Path
+) -> Iterator[Step]:
+    """Yield the steps that test a model on a dataset and split, `tested`."""
     predicted, score = f"predict {name}", f"score {name}"
     folder, scores = (out / verb / _plain(name) for verb in ("predict", "score"))
-    command = ("predict", f"{before}", *tested, *_flags(plan.options["predict"]))
-    yield Step(predicted, (*command, "--out", f"{folder}"), folder, (needs,))
+    command: tuple[str, ...]
+    command = ("predict", _checkpoint(trained), *tested, *_flags(plan.options["predict"]))
+    yield Step(predicted, (*command, "--out", f"{folder}"), folder, (trained.id,))
     command = ("score", f"{folder}", *tested, *_flags(plan.options["score"]), "--name", name)
     yield Step(score, (*command, "--out", f"{scores}"), scores, (predicted,))
     sheet = out / "cases" / f"{_plain(name)}.html"

@@ -183,8 +183,9 @@ def table3(counts: Array) -> Array:
     """Return the four rates of each label from summed tables (..., 14, 4, 4): (..., 14, 4).
 
     A label has three classes: positive, uncertain, and negative or not mentioned. Precision, recall
-    and F1 are the plain means over the classes that occur on either side. So read, the F1 of the
-    paper's Table 3 average to its headline .412; its authors do not say how they computed them.
+    and F1 are the plain means over the classes that occur on either side, NaN where neither side
+    has the label positive or uncertain. So read, the F1 of the paper's Table 3 average to its
+    headline .412; its authors do not say how they computed them.
     """
     merged = counts.copy()
     merged[..., _NEGATIVE, :] += merged[..., _NONE, :]
@@ -195,13 +196,23 @@ def table3(counts: Array) -> Array:
     occurs = (truth + found) > 0
     rates = _rates(hit, found - hit, truth - hit, hit, truth)[..., 1:]
     means = (rates * occurs[..., None]).sum(-2) / np.maximum(occurs.sum(-1), 1)[..., None]
+    said = occurs[..., _POSITIVE] | occurs[..., _UNCERTAIN]
+    means = np.where(said[..., None], means, np.nan)
     accuracy = _share(hit.sum(-1), truth.sum(-1))
     return np.concatenate([accuracy[..., None], means], axis=-1)
 
 
+def table3_mean(rows: Array) -> Array:
+    """Return the mean over the labels that have a number, of rates (..., 14, 4): (..., 4)."""
+    there = ~np.isnan(rows)
+    n = there.sum(axis=-2)
+    return np.divide(
+        np.where(there, rows, 0).sum(axis=-2), n, out=np.full(n.shape, np.nan), where=n > 0
+    )
+
+
 def _table3(reference: Array, prediction: Array, how: Convention) -> Array:
-    rows = table3(confusion(cells(reference, prediction)).sum(axis=0))
-    return np.asarray(rows.mean(axis=0))
+    return table3_mean(table3(confusion(cells(reference, prediction)).sum(axis=0)))
 
 
 def _exact(reference: Array, prediction: Array, how: Convention) -> Array:
@@ -316,7 +327,10 @@ def measure_chexpert(sides: Sides, *, convention: str = HEADLINE) -> Measured:
 
 
 def class_rows(sides: Sides, convention: str) -> list[Mapping[str, Any]]:
-    """Return a row a label, as the paper's Table 3: rates, and how many references are positive."""
+    """Return a row a label, as the paper's Table 3: rates, and how many references are positive.
+
+    A rate is None where the convention has none for the label.
+    """
     how = CONVENTIONS[convention]
     if how.average == "table3":
         found = table3(confusion(cells(sides.reference, sides.prediction)).sum(axis=0))
@@ -327,6 +341,13 @@ def class_rows(sides: Sides, convention: str) -> list[Mapping[str, Any]]:
         found = per_class(sides.reference, sides.prediction, whole)
     support = (sides.reference == 1).sum(axis=0)
     return [
-        {"label": label, **dict(zip(Rates._fields, map(float, row), strict=True)), "n": int(n)}
+        {
+            "label": label,
+            **{
+                name: None if np.isnan(rate) else float(rate)
+                for name, rate in zip(Rates._fields, row, strict=True)
+            },
+            "n": int(n),
+        }
         for label, row, n in zip(LABELS, found, support, strict=True)
     ]

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from cot_builder.errors import UserError
-from eval.chexpert import confusion, table3
+from eval.chexpert import confusion, table3, table3_mean
 from eval.text import bleu
 
 Array = np.ndarray[Any, Any]
@@ -91,7 +91,7 @@ def _bleu(order: int) -> Callable[[Array], Array]:
 
 
 def _table3(sums: Array) -> Array:
-    return np.asarray(table3(sums.reshape(-1, 14, 4, 4))[..., 3].mean(axis=-1))
+    return table3_mean(table3(sums.reshape(-1, 14, 4, 4)))[..., 3]
 
 
 def _counted(name: str, per_study: pd.DataFrame) -> tuple[Array, Callable[[Array], Array]]:

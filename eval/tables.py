@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cot_builder.errors import UserError
 from cot_builder.show import plain_table
-from eval.chexpert import Rates
+from eval.chexpert import HEADLINE, Rates
 from eval.score import Scored
 from eval.significance import Compared, stars
 
@@ -22,6 +22,10 @@ PUBLISHED: Final = Path(__file__).with_name("published.toml")
 FULL: Final = "BoxMed-RL"
 # The judge that stands where the paper has GEMA-Score is not GEMA-Score: a column of its own.
 _ASIDE: Final = {"GEMA-Score": "GEMA-style"}
+_ELSEWHERE: Final = (
+    "The published rows are of IU X-Ray, ours of the reports that their names say: only where "
+    "these are the same can the two be compared"
+)
 _MARKS: Final = {True: "✓", False: "✗"}
 _LATEX: Final = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -48,13 +52,19 @@ def published() -> dict[str, Any]:
 
 
 def paper_tables(
-    runs: Sequence[Scored], *, corpus: str, full: str, compared: Sequence[Compared] = ()
+    runs: Sequence[Scored],
+    *,
+    corpus: str,
+    full: str,
+    compared: Sequence[Compared] = (),
+    external: Sequence[Scored] = (),
 ) -> list[PaperTable]:
     """Lay our runs out as the paper's tables, with its rows beside them.
 
-    `corpus` says which comparison the runs belong to: `mimic` is Table 1, `iu` Table 2. A run named
-    as a row of Table 4 or 5 ("w/o SVR", "projector + adapter") is an ablation of that table, and
-    stars tell that it is lower than the full run, `full`.
+    `corpus` says which comparison the runs belong to: `mimic` is Table 1, `iu` Table 2. Runs of
+    `external`, on reports of elsewhere, are Table 2 beside the Table 1 of the others. A run
+    named as a row of Table 4 or 5 ("w/o SVR", "projector + adapter") is an ablation of that table,
+    and stars tell that it is lower than the full run, `full`.
     """
     if corpus not in ("mimic", "iu"):
         raise UserError(f"--corpus {corpus!r}: expected mimic (Table 1) or iu (Table 2)")
@@ -64,6 +74,11 @@ def paper_tables(
         raise UserError(f"--full {full!r} is none of the runs: {', '.join(by_name)}")
     rows = {run.name: run for run in runs}
     found = [_comparison("table1" if corpus == "mimic" else "table2", paper, rows, compared)]
+    if external:
+        if corpus == "iu":
+            raise UserError("--external is Table 2, and so is --corpus iu: give one of them")
+        table = _comparison("table2", paper, {run.name: run for run in external}, ())
+        found.append(table._replace(note=f"{table.note}. {_ELSEWHERE}"))
     found.append(_by_category(paper, by_name[full]))
     for name in ("table4", "table5"):
         chosen = {n: r for n, r in rows.items() if n in paper[name]["has"] or n == full}
@@ -137,9 +152,16 @@ def _by_category(paper: Mapping[str, Any], run: Scored) -> PaperTable:
         sources.append("published")
         if label in ours:
             index.append(f"{label} (n = {ours[label]['n']})")
-            lines.append([ours[label][rate] for rate in Rates._fields])
+            rates = [ours[label][rate] for rate in Rates._fields]
+            lines.append([math.nan if rate is None else rate for rate in rates])
             sources.append("ours")
     recipe = next((s.signature for s in run.scores if s.name == "CheXpert"), "not computed")
+    note = f"Ours: {run.name}, {run.counts['pairs']:,} studies, n positive references, {recipe}"
+    if HEADLINE in recipe and any(row["f1"] is None for row in ours.values()):
+        note += (
+            ". –: neither the references nor the predictions have the label positive or uncertain; "
+            "the mean over labels leaves it out"
+        )
     values = pd.DataFrame(lines, columns=table["columns"], index=index)
     return PaperTable(
         "table3",
@@ -148,7 +170,7 @@ def _by_category(paper: Mapping[str, Any], run: Scored) -> PaperTable:
         values.map(lambda _: ""),
         sources,
         pd.DataFrame(index=range(len(index))),
-        f"Ours: {run.name}, {run.counts['pairs']:,} studies, n positive references, {recipe}",
+        note,
     )
 
 

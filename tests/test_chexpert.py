@@ -101,6 +101,23 @@ def test_boxmed_table3_is_the_macro_over_three_classes_of_each_label_then_the_me
     assert rates(REFERENCE, PREDICTION, "boxmed_table3") == pytest.approx(expected)
 
 
+def test_boxmed_table3_leaves_out_labels_that_neither_side_has() -> None:
+    """Agreement on what is never mentioned is no skill: only Edema, found in half, counts."""
+    from eval import chexpert
+
+    nothing = np.full((4, 14), BLANK)
+    nothing[:, 0] = 0  # negative is no mention either
+    assert all(np.isnan(rates(nothing, nothing, "boxmed_table3")[1:]))
+    truth, found = nothing.copy(), nothing.copy()
+    edema = LABELS.index("Edema")
+    truth[:2, edema], found[0, edema] = 1, 1
+    expected = [score(truth[:, edema] == 1, found[:, edema] == 1, average="macro")
+                for score in SCORERS]  # fmt: skip
+    assert rates(truth, found, "boxmed_table3")[1:] == pytest.approx(expected)
+    rows = chexpert.class_rows(chexpert.Sides(truth, found, "x"), "boxmed_table3")
+    assert [row["label"] for row in rows if row["f1"] is not None] == ["Edema"]
+
+
 def test_worked_example_of_four_reports_and_three_labels() -> None:
     """By hand: micro F1 .5 with uncertain as negative, .8 as positive; three-class means .4577."""
     labels = LABELS[3:6]

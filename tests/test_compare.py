@@ -14,6 +14,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from cot_builder.cli import app
+from cot_builder.errors import UserError
 from eval.claims import check_claims
 from eval.figures import write_figures
 from eval.records import Score
@@ -158,6 +159,30 @@ def test_tables_have_the_paper_s_rows_marked_as_published_beside_ours() -> None:
     assert next(iter(tables("iu"))) == "table2"
     gema = found["table1"].values.loc["mine & co_1", ["GEMA-Score", "GEMA-style"]]
     assert gema.isna().tolist() == [True, False], "theirs and ours are two columns"
+
+
+def test_runs_on_reports_of_elsewhere_are_table_2_beside_table_1() -> None:
+    elsewhere = [run("mine & co_1 on demo", 0.2)]
+    found = paper_tables(RUNS, corpus="mimic", full="mine & co_1", external=elsewhere)
+    assert [table.name for table in found][:3] == ["table1", "table2", "table3"]
+    page = markdown(found[1])
+    assert "| mine & co_1 on demo | ours | 0.200 |" in page
+    assert "| CMM | published | 0.494 |" in page
+    assert "| w/o SVR | ours |" not in page
+    assert "published rows are of IU X-Ray" in page
+    with pytest.raises(UserError, match="--external is Table 2"):
+        paper_tables(RUNS, corpus="iu", full="mine & co_1", external=elsewhere)
+
+
+def test_table_3_has_a_dash_where_nobody_has_the_label() -> None:
+    scored = run("mine", 0.4)
+    rows = scored.tables["chexpert_classes"]
+    rows[5] |= {"precision": None, "recall": None, "f1": None, "n": 0}
+    scores = (Score("CheXpert", 0.4, 40, "F1,boxmed_table3,labeler=x"),)
+    found = paper_tables([scored._replace(scores=scores)], corpus="mimic", full="mine")[1]
+    page = markdown(found)
+    assert f"| {rows[5]['label']} (n = 0) | ours | 0.900 | – | – | – |" in page
+    assert "the mean over labels leaves it out" in page
 
 
 def test_latex_is_escaped_and_has_a_row_for_each() -> None:

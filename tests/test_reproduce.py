@@ -65,6 +65,30 @@ def test_what_differs_in_a_recipe_differs_in_the_last_stage_alone(tmp_path: Path
     ]
 
 
+EXTERNAL = """
+[external]
+dataset = "demo"
+split = "validation"
+"""
+
+
+def test_the_full_model_alone_is_tested_on_reports_of_elsewhere(tmp_path: Path) -> None:
+    ordered = steps(plan(tmp_path, PLAN + EXTERNAL), tmp_path / "out")
+    elsewhere = [step for step in ordered if "validation" in step.command]
+    assert [step.id for step in elsewhere] == [
+        f"{verb} MCL + SVR, seed {seed} on demo"
+        for seed in (0, 7)
+        for verb in ("predict", "score", "cases")
+    ]
+    compare = ordered[-1].command
+    place = compare.index("--external")
+    runs = [str(step.out) for step in ordered if step.id.startswith("score")]
+    assert [*compare[1:place], *compare[place:-2]] == [
+        *(run for run in runs if "on-demo" not in run),
+        *(word for run in runs if "on-demo" in run for word in ("--external", run)),
+    ]
+
+
 def test_options_of_a_dataset_are_the_flags_of_its_build(tmp_path: Path) -> None:
     build = steps(plan(tmp_path), tmp_path / "out")[0]
     assert build.command == (
@@ -92,6 +116,12 @@ def test_the_shipped_plans_are_sound(name: str, tmp_path: Path) -> None:
         ('stages = ["mcl", "adapter"]', 'stages = ["sft"]', "expected some of mcl, svr, adapter"),
         ('name = "MCL"', "", '[[model]]: key "name" is missing'),
         ('name = "two"', "name = two", "is not a plan in TOML"),
+        ("[[dataset]]", '[external]\nsplit = "test"\n[[dataset]]', "expected the keys dataset"),
+        (
+            "[[dataset]]",
+            f"{EXTERNAL.replace('demo', 'iu')}\n[[dataset]]",
+            "no [[dataset]] is named",
+        ),
     ],
 )
 def test_a_plan_that_does_not_fit_says_where(old: str, new: str, told: str, tmp_path: Path) -> None:

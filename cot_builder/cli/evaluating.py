@@ -416,6 +416,14 @@ def compare(
     corpus: Annotated[
         str, typer.Option(metavar="NAME", help="mimic (Table 1) or iu (Table 2).")
     ] = "mimic",
+    external: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            show_default=False,
+            help="A run on reports of elsewhere, for Table 2 beside Table 1; may be given again.",
+        ),
+    ] = None,
     claims: Annotated[
         bool, typer.Option("--claims", help="Check claims of improvement against the numbers.")
     ] = False,
@@ -432,6 +440,7 @@ def compare(
 
     - `cot-builder compare out/scores --out out/tables`
     - `cot-builder compare out/no_svr out/no_mcl out/full --out out/tables --claims`
+    - `cot-builder compare out/full --external out/full_on_iu --out out/tables`
     """  # fmt: skip
     with extra("eval", "compare"):
         from eval import claims as claiming
@@ -454,7 +463,14 @@ def compare(
         {run.name: run.per_study for run in scored}, full, tested, resamples=resamples
     )
     files = tables.write_tables(
-        tables.paper_tables(scored, corpus=corpus, full=full, compared=compared), out
+        tables.paper_tables(
+            scored,
+            corpus=corpus,
+            full=full,
+            compared=compared,
+            external=[read_scores(run) for run in external or ()],
+        ),
+        out,
     )
     files += figures.write_figures(scored, out)
     console = Console()

@@ -38,9 +38,10 @@ def reproduce(
 ) -> None:
     """Carry out a plan: build, check, publish (dry), train, predict, score, compare.
 
-    Ends with the paper's Tables 1-5 and Figures 5-6 for that plan in DIR/tables. Each step is a
-    command that a person could type; logs/ has what it said. A run that was cut off goes on where
-    it stopped with the same command.
+    Ends with the paper's Tables 1-5 (2 where the plan has [external]) and Figure 5 for that plan in
+    DIR/tables, and its Figure 6, a sheet of cases a model, in DIR/cases. Each step is a command
+    that a person could type; logs/ has what it said. A run that was cut off goes on where it
+    stopped with the same command.
 
     For example:
 
@@ -64,7 +65,7 @@ def reproduce(
             redo=redo or (),
             show=lambda outcomes: live.update(_overview(outcomes)),
         )
-    console.print(f"tables and figures: {out / 'tables'}", highlight=False)
+    console.print(f"tables and figures: {out / 'tables'}, {out / 'cases'}", highlight=False)
 
 
 def _overview(outcomes: tuple[Outcome, ...]) -> Table:
