@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cot_builder.errors import UserError
+from cot_builder.paths import is_remote, opened, put, told
 from cot_builder.records import Decomposition, Report, Row
 from cot_builder.vocabulary import LABELS
 
@@ -36,6 +37,8 @@ REJECTS: Final = "rejects.jsonl"
 
 # The folders of an absolute path; the slashes of an address are none.
 _FOLDERS: Final = re.compile(r"(?<![\w:/.])(?:/|[A-Za-z]:\\)(?=[^\s/])(?:[^\s/\\'\"]+[/\\])*")
+
+_BUCKETS: Final = re.compile(r"s3://(?:[^\s/'\"]+/+)*(?=[^\s/'\"])")
 
 _TEXT: Final = pa.string()
 _TEXTS: Final = pa.list_(pa.string())
@@ -187,8 +190,11 @@ def write_shard(path: Path, rows: Sequence[Row], *, scratch: Path) -> str:
 def write_whole(path: Path, content: bytes | pa.Buffer, *, scratch: Path) -> None:
     """Write a file so that it has its name only once all its bytes are on the disk.
 
-    `scratch` is a folder on the same disk for the bytes until then.
+    `scratch` is a folder on the same disk for the bytes until then; a store needs none.
     """
+    if is_remote(path):
+        put(path, bytes(content))
+        return
     temporary = scratch / f"{path.name}.{os.getpid()}"
     try:
         with temporary.open("wb") as stream:
@@ -204,12 +210,17 @@ def write_whole(path: Path, content: bytes | pa.Buffer, *, scratch: Path) -> Non
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a dataset folder; UserError when it is no complete dataset."""
     path = folder / MANIFEST
-    if not folder.is_dir():
+    with told(folder):
+        there = folder.is_dir()
+    if not there:
+        if is_remote(folder):
+            raise UserError(f"no dataset folder at {folder}, or none that you may read")
         raise UserError(
             f"no dataset folder at {folder}; `cot-builder build --out {folder}` makes one"
         )
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with opened(path) as file:
+            manifest: dict[str, Any] = json.loads(file.read().decode())
         manifest["splits"], manifest["shards"]
     except FileNotFoundError:
         raise UserError(
@@ -241,17 +252,21 @@ def read_studies(
 
 def read_rejects(folder: Path) -> Iterator[Row]:
     """Yield the lines of `rejects.jsonl`: source, file, reason, detail, study_id."""
-    with (folder / REJECTS).open(encoding="utf-8") as lines:
+    with opened(folder / REJECTS) as lines:
         yield from map(json.loads, lines)
 
 
 def without_folders(text: str) -> str:
     """Return a text whose absolute paths are their last names: no manifest tells of a disk.
 
+    Nor does it tell of a bucket.
+
     >>> without_folders("cot-builder build --root /home/me/data --out out/mine")
     'cot-builder build --root data --out out/mine'
+    >>> without_folders("cot-builder build --root s3://ours/mimic-cxr --out s3://ours/out/")
+    'cot-builder build --root mimic-cxr --out out/'
     """
-    return _FOLDERS.sub("", text)
+    return _FOLDERS.sub("", _BUCKETS.sub("", text))
 
 
 def json_lines(rows: Iterable[Row]) -> bytes:
@@ -265,9 +280,11 @@ def _read_shard(path: Path, columns: Sequence[str] | None, study_id: str | None)
     only = None if study_id is None else [("study_id", "=", study_id)]
     try:
         if only:
-            yield from pq.read_table(path, columns=columns, filters=only).to_pylist()
+            with opened(path) as file:
+                found = pq.read_table(file, columns=columns, filters=only).to_pylist()
+            yield from found
             return
-        with pq.ParquetFile(path) as shard:
+        with opened(path) as file, pq.ParquetFile(file) as shard:
             for batch in shard.iter_batches(batch_size=500, columns=columns):
                 yield from batch.to_pylist()
     except FileNotFoundError:

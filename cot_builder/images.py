@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from cot_builder.boxes import Size, scaled
 from cot_builder.errors import UserError
+from cot_builder.paths import is_remote, opened, put
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 # The largest radiographs have some 25 million pixels; a header that claims far more is a trap.
@@ -28,6 +29,9 @@ IMAGES: Final = "images"
 _FORMATS: Final = ("JPEG", "PNG")
 _START_AND_END: Final = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"))
 _TAIL: Final = 64
+# Of a remote image: what holds its header, and most whole files.
+_HEAD: Final = 1 << 16
+_WHOLE: Final = 8 << 20
 _DICOM: Final = (".dcm", ".dicom")
 _ORIENTATION: Final = 0x0112
 # Orientations that lay the image on its side.
@@ -61,12 +65,16 @@ def probe(
         whole = _starts_and_ends_well(path)
         if whole and size and not full:
             return size
-        with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as image:
+        with (
+            warnings.catch_warnings(),
+            opened(path, block=_WHOLE if full else _HEAD) as file,
+            Image.open(file, formats=_FORMATS) as image,
+        ):
             _check_size(*image.size)
             if full or not whole:
                 image.load()
             return _upright_size(image)
-    except BadImageError:
+    except (BadImageError, UserError):
         raise
     except Exception as error:  # Pillow raises nearly anything on a broken file
         raise _bad(error) from None
@@ -131,6 +139,9 @@ def write_reduced(
         return
     buffer = BytesIO()
     reduced(source, scale=scale, invert=invert).save(buffer, "JPEG", quality=QUALITY)
+    if is_remote(target):
+        put(target, buffer.getvalue())
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = scratch / f"{os.getpid()}.jpg"
     try:
@@ -154,14 +165,14 @@ def reduced(source: Path, *, scale: float, invert: bool = False) -> Image.Image:
                 image, dark = _read_dicom(source)
                 grey = _reduce(image, scale)
                 return ImageOps.invert(grey) if invert != dark else grey
-            with Image.open(source, formats=_FORMATS) as image:
+            with opened(source, block=_WHOLE) as file, Image.open(file, formats=_FORMATS) as image:
                 _check_size(*image.size)
                 turned = _orientation(image) != 1
                 grey = _reduce(image, scale)
             if turned:
                 grey = ImageOps.exif_transpose(grey)
             return ImageOps.invert(grey) if invert else grey
-    except BadImageError:
+    except (BadImageError, UserError):
         raise
     except Exception as error:  # Pillow and pydicom raise nearly anything on a broken file
         raise _bad(error) from None
@@ -209,7 +220,8 @@ def _read_dicom(source: Path) -> tuple[Image.Image, bool]:
         raise BadImageError(
             "needs_pydicom", "a DICOM file: pip install 'cot-builder[dicom]', and build again"
         ) from None
-    file = dcmread(source)
+    with opened(source, block=_WHOLE) as stream:
+        file = dcmread(stream)
     _check_size(file.Columns, file.Rows)
     return Image.fromarray(file.pixel_array), file.PhotometricInterpretation == "MONOCHROME1"
 
@@ -236,7 +248,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _starts_and_ends_well(path: Path) -> bool:
-    with path.open("rb") as file:
+    with opened(path, block=_HEAD) as file:
         start = file.read(8)
         length = file.seek(0, os.SEEK_END)
         file.seek(max(0, length - _TAIL))

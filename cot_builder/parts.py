@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from cot_builder.dataset import MANIFEST, write_whole
 from cot_builder.errors import UserError
 from cot_builder.images import IMAGES
+from cot_builder.paths import is_remote, make_folder, told
 from cot_builder.pipeline import (
     SHARD,
     UNFINISHED,
@@ -115,7 +116,7 @@ def merge(out: Path, parts: Sequence[Path], *, command: str = "") -> Manifest:
     _check(done)
     _check_out(out)
     scratch = out / UNFINISHED
-    scratch.mkdir(parents=True, exist_ok=True)
+    make_folder(scratch)
     for part, (portion, outline, _) in done.items():
         for job in portion.of_jobs(outline):
             for name in (job.shard, f"{UNFINISHED}/{job.shard}.json"):
@@ -166,6 +167,15 @@ def _check_out(out: Path) -> None:
 
 def _put(source: Path, target: Path, *, scratch: Path) -> None:
     """Link a file, or copy it, so that it has its name only when whole."""
+    if is_remote(source) or is_remote(target):
+        make_folder(target.parent)
+        try:
+            with told(source):
+                content = source.read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{source} is missing: build this part again") from None
+        write_whole(target, content, scratch=scratch)
+        return
     temporary = scratch / f"{os.getpid()}.part"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -16,12 +16,18 @@ import pickle
 import platform
 import re
 import secrets
-import shutil
 import signal
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -52,12 +58,15 @@ from cot_builder.errors import UserError
 from cot_builder.images import IMAGES, BadImageError, Scaling, derivative, write_reduced
 from cot_builder.labels import report_labels
 from cot_builder.llm import Client, Estimate, Tally, refuse_sending
+from cot_builder.paths import is_remote, make_folder, remove_tree, told
 from cot_builder.records import Rejected, Report, Row, Section
-from cot_builder.sources import Plan, SourceOptions, Task, get_source, image_root
+from cot_builder.sources import Loaded, Plan, SourceOptions, Task, get_source, image_root
 from cot_builder.vocabulary import ASSERTIONS, LABELS
 
 UNFINISHED: Final = ".unfinished"
 ASKS: Final = ".asks"  # the sentences of a shard that a model is asked
+AT_ONCE: Final = 32  # studies that a worker loads from a store at a time
+STARTED: Final = "started"
 RUN: Final = "run"  # who pays: a build's budget holds over all its restarts
 SHARD: Final = re.compile(r"\w+-\d{5}-of-\d{5}\.parquet")
 _SPLIT_ORDER: Final = ("train", "validation", "test", None)
@@ -174,8 +183,13 @@ def make_outline(options: BuildOptions) -> Outline:
     if options.drafting:
         refuse_sending(options.drafting.endpoint, _credentialed(options))
     options.frame.extent(Size(1, 1))  # an unknown frame is told before anything is read
-    _check_out(options)
-    plan = source.plan(options.release)
+    with told(options.out):
+        _check_out(options)
+    root = options.release.root
+    with told(root):
+        if root and is_remote(root):
+            root.exists()  # what keeps us from it is told here; other questions answer no
+        plan = source.plan(options.release)
     refuse_leaks(options.source, plan.tasks)
     identity = _identity(options, plan)
     rejects = [rejected.to_row() for rejected in plan.rejects]
@@ -307,6 +321,11 @@ def _sha256(*texts: str) -> str:
 
 def _check_out(options: BuildOptions) -> None:
     out = options.out
+    if str(out).startswith("hf://"):
+        raise UserError(
+            f"--out {out}: the Hub takes whole versions only; build into a folder or a bucket, "
+            "then `cot-builder publish`"
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
@@ -334,17 +353,19 @@ def _finished_before(options: BuildOptions, identity: Row) -> Manifest | None:
             f"--out {options.out} holds a complete dataset of other input, options or banks: "
             "--overwrite replaces it"
         )
-    shutil.rmtree(options.out / UNFINISHED, ignore_errors=True)
+    remove_tree(options.out / UNFINISHED)
     return manifest
 
 
 def _open_folder(options: BuildOptions, jobs: tuple[Job, ...]) -> None:
     """Make the folder ready: only shards of these jobs are left in it, and no manifest."""
     parts = options.out / UNFINISHED
-    parts.mkdir(parents=True, exist_ok=True)
+    make_folder(parts)
+    if is_remote(parts):  # a folder of a store is there as long as it holds something
+        write_whole(parts / STARTED, b"", scratch=parts)
     (options.out / MANIFEST).unlink(missing_ok=True)
     if not options.resume:
-        shutil.rmtree(options.out / IMAGES, ignore_errors=True)
+        remove_tree(options.out / IMAGES)
     wanted = {job.shard for job in jobs}
     for path in options.out.iterdir():
         ours = SHARD.fullmatch(path.name) or path.name == REJECTS
@@ -352,15 +373,16 @@ def _open_folder(options: BuildOptions, jobs: tuple[Job, ...]) -> None:
             path.unlink()
     for path in parts.iterdir():
         ours = path.stem in wanted and path.suffix in (".json", ASKS)
-        if not (ours or path.name == RUN) or not options.resume:
+        if path.name != STARTED and (not (ours or path.name == RUN) or not options.resume):
             path.unlink()
 
 
 def read_part(out: Path, job: Job) -> Part | None:
     """Return the record of a finished shard, if it is there, whole, and of this very job."""
     try:
-        part = Part(**json.loads((out / UNFINISHED / f"{job.shard}.json").read_bytes()))
-        content = (out / job.shard).read_bytes()
+        with told(out):
+            part = Part(**json.loads((out / UNFINISHED / f"{job.shard}.json").read_bytes()))
+            content = (out / job.shard).read_bytes()
     except (FileNotFoundError, ValueError, TypeError):
         return None
     fits = part.key == job.key and hashlib.sha256(content).hexdigest() == part.sha256
@@ -440,7 +462,10 @@ def _run(
     others = active_children()
     # In a file, for a pipe holds 64 KiB: a worker that dies before it has read more than that from
     # one would leave this process waiting for ever.
-    handed = options.out / UNFINISHED / "options.pickle"
+    if is_remote(options.out):
+        handed = Path(tempfile.mkstemp(".pickle")[1])
+    else:
+        handed = options.out / UNFINISHED / "options.pickle"
     with _writing(handed):
         handed.write_bytes(pickle.dumps(options))
     pool = ProcessPoolExecutor(
@@ -475,6 +500,7 @@ def _run(
             if child not in others:
                 child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+        handed.unlink(missing_ok=True)
 
 
 class Worker:
@@ -492,9 +518,9 @@ class Worker:
         assert self.drafter
         release = replace(self.options.release, check_images=False)  # once is enough
         asked: dict[str, None] = {}
-        for task in job.tasks:
+        for _, load in self._loads(job.tasks, release):
             try:
-                if report := self.source.load(task, release).report:
+                if report := load().report:
                     asked.update(dict.fromkeys(self.drafter.to_ask(self._chosen(report))))
             except UserError:
                 raise
@@ -516,8 +542,8 @@ class Worker:
         rows: list[Row] = []
         rejects: list[Row] = []
         counts: Counts = Counter(planned=len(job.tasks))
-        for task in job.tasks:
-            row, rejected = self.build_study(task)
+        for task, load in self._loads(job.tasks, self.options.release):
+            row, rejected = self.build_study(task, load)
             if row:
                 rows.append(row)
                 counts.update(count_study(row))
@@ -537,10 +563,26 @@ class Worker:
             record = json.dumps(Part(job.key, sha256, dict(counts), rejects)._asdict())
             write_whole(parts / f"{job.shard}.json", record.encode(), scratch=parts)
 
-    def build_study(self, task: Task) -> tuple[Row | None, tuple[Rejected, ...]]:
+    def _loads(
+        self, tasks: Sequence[Task], release: SourceOptions
+    ) -> Iterator[tuple[Task, Callable[[], Loaded]]]:
+        """Yield each task with what loads it; of a store many are under way at once."""
+        if not (is_remote(release.root) or is_remote(release.mimic_root)):
+            yield from ((task, partial(self.source.load, task, release)) for task in tasks)
+            return
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            loading = [pool.submit(self.source.load, task, release) for task in tasks]
+            yield from ((task, future.result) for task, future in zip(tasks, loading, strict=True))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def build_study(
+        self, task: Task, load: Callable[[], Loaded]
+    ) -> tuple[Row | None, tuple[Rejected, ...]]:
         """Return one study's row, or None, with what was rejected on the way."""
         try:
-            report, rejects = self.source.load(task, self.options.release)
+            report, rejects = load()
             if report is None:
                 assert rejects, "the source gave neither a report nor a reason"
                 return None, rejects
@@ -754,7 +796,7 @@ def finish(
     write_whole(out / REJECTS, json_lines(rejects), scratch=scratch)
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     write_whole(out / MANIFEST, text.encode("utf-8", "backslashreplace"), scratch=scratch)
-    shutil.rmtree(scratch)
+    remove_tree(scratch)
     return manifest
 
 

@@ -22,6 +22,7 @@ from cot_builder.conversations import EXAMPLES, with_phrasings
 from cot_builder.dataset import MANIFEST, read_manifest, read_studies
 from cot_builder.errors import UserError
 from cot_builder.images import derivative
+from cot_builder.paths import fetched, is_address, where
 from cot_builder.publish.configs import read_examples, write_images
 from cot_builder.publish.hub import fetch
 from cot_builder.publish.version import Manifest, read_version
@@ -78,7 +79,7 @@ class Source(NamedTuple):
 
 
 def open_source(name: str, image_root: Path | None = None) -> Source:
-    """Open a dataset folder, a published one, or `owner/name@revision` of the Hub, fetched first.
+    """Open a dataset folder, a published one, or one at an address or on the Hub, fetched first.
 
     Images are the dataset's own or those of the version's examples, or those below `image_root`.
     UserError when there are none, since a dataset does not tell where its release was.
@@ -124,11 +125,13 @@ def _version(folder: Path) -> Manifest | None:
 
 
 def _fetched(name: str) -> Path:
+    if is_address(name):
+        return fetched(where(name))
     repository, _, revision = name.partition("@")
     if repository.count("/") != 1 or name.startswith(("/", ".")):
         raise UserError(
-            f"no dataset at {name}: expected a folder that `build` wrote, or OWNER/NAME@REVISION "
-            "of the Hub"
+            f"no dataset at {name}: expected a folder that `build` wrote, its s3:// or hf:// "
+            "address, or OWNER/NAME@REVISION of the Hub"
         )
     return fetch(repository, revision or None)
 

@@ -39,6 +39,7 @@ from cot_builder.cli.options import (
     this_command,
 )
 from cot_builder.errors import UserError
+from cot_builder.paths import is_remote, where
 
 if TYPE_CHECKING:
     from cot_builder.llm import Endpoint, Estimate
@@ -104,12 +105,22 @@ def build(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="The dataset folder to write.", show_default=False)
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="The dataset folder to write; s3://bucket/folder with the remote extra.",
+            show_default=False,
+            parser=where,
+        ),
     ],
     root: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="Where the release lies (table: the file).", show_default=False
+            metavar="PATH",
+            help="Where the release lies (table: the file); s3:// and hf:// addresses too, with "
+            "the remote extra.",
+            show_default=False,
+            parser=where,
         ),
     ] = None,
     sections: Annotated[
@@ -201,6 +212,7 @@ def build(
             metavar="DIR",
             help="Where MIMIC-CXR-JPG lies, for its splits and images; image paths start here.",
             show_default=False,
+            parser=where,
             rich_help_panel=MARKS,
         ),
     ] = None,
@@ -344,7 +356,8 @@ def build(
         price_out=llm_price_out,
         budget=llm_budget,
     )
-    kept = llm_cache or out.with_name(f"{out.name}.llm.sqlite")
+    beside = Path() if is_remote(out) else out.parent
+    kept = llm_cache or beside / f"{out.name}.llm.sqlite"
     drafting = None
     if kind is not DecomposerKind.rules:
         drafting = Drafting(
@@ -418,12 +431,18 @@ def build(
 
 def merge(
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The dataset folder to write.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The dataset folder to write.", show_default=False, parser=where
+        ),
     ],
     parts: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PART...", help="All folders of `build --shard`.", show_default=False
+            metavar="PART...",
+            help="All folders of `build --shard`.",
+            show_default=False,
+            parser=where,
         ),
     ],
 ) -> None:

@@ -19,13 +19,17 @@ from cot_builder.cli.options import (
     spinner,
 )
 from cot_builder.errors import UserError
+from cot_builder.paths import where
 
 
 def check(
     datasets: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DATASET...", help="Folders that `build` wrote.", show_default=False
+            metavar="DATASET...",
+            help="Folders that `build` wrote, or their s3:// or hf:// addresses.",
+            show_default=False,
+            parser=where,
         ),
     ],
     mimic_root: Annotated[

@@ -10,13 +10,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cot_builder.cli.options import BankFolder, DatasetFolder, extra
+from cot_builder.cli.options import BankFolder, Dataset, extra
 from cot_builder.errors import UserError
+from cot_builder.paths import where
 
 
 def show(
     dataset: Annotated[
-        Path, typer.Option(metavar="DIR", help="A folder that `build` wrote.", show_default=False)
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="A folder that `build` wrote, or its s3:// or hf:// address.",
+            show_default=False,
+            parser=where,
+        ),
     ],
     study: Annotated[
         str | None,
@@ -143,7 +150,7 @@ def browse(
 
 
 def stats(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     plots: Annotated[
         Path | None,
         typer.Option(

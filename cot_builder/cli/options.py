@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from cot_builder.errors import UserError
+from cot_builder.paths import where
 
 if TYPE_CHECKING:
     from cot_builder.boxes import Pixels
@@ -121,6 +122,13 @@ BankFolder = Annotated[
         "--banks", help="A bank folder of your own instead of the shipped one.", metavar="DIR"
     ),
 ]
+Dataset = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATASET", help="A folder that `build` wrote, or its s3:// or hf:// address.",
+        show_default=False, parser=where,
+    ),
+]  # fmt: skip
 DatasetFolder = Annotated[
     Path, typer.Argument(metavar="DATASET", help="A folder that `build` wrote.", show_default=False)
 ]

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from cot_builder.boxes import Box
 from cot_builder.errors import UserError
+from cot_builder.paths import opened
 from cot_builder.records import Rejected
 from cot_builder.sources import mimic
 from cot_builder.sources.boxed import (
@@ -145,7 +146,8 @@ def _marked(
 def _read_graph(path: Path, image_id: str, regions: Mapping[str, str], rejects: Rejects) -> _Graph:
     """Read a scene graph; a box that cannot be used is a reject, and the others are used."""
     try:
-        graph = json.loads(path.read_bytes())
+        with opened(path) as file:
+            graph = json.loads(file.read())
         objects = {str(entry["bbox_name"]): dict(entry) for entry in graph["objects"]}
         sentences = {
             (str(phrase), regions.get(str(entry["bbox_name"]), "")): None

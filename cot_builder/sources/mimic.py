@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cot_builder.errors import UserError
+from cot_builder.paths import files_below, is_remote
 from cot_builder.records import Image, Section
 from cot_builder.sources.contract import (
     CREDENTIALED,
@@ -60,6 +61,7 @@ _SPLIT: Final = "mimic-cxr-2.*-split.csv"
 _IMAGE_NAMES: Final = "IMAGE_FILENAMES"
 
 _REPORT_FILE: Final = re.compile(r"files/p\d\d/p(\d+)/s(\d+)\.txt")
+_TEXT_FILE: Final = re.compile(r"files/(?:p[^/]*/){0,2}[^/]*\.txt")
 _IMAGE_FILE: Final = re.compile(r".*/s(\d+)/([\w.-]+)\.(?:jpe?g|png|dcm)", re.IGNORECASE)
 # As releases on MIMIC-CXR write it, with or without what stands before `files`.
 _RELEASE_PATH: Final = re.compile(
@@ -240,6 +242,8 @@ def _holds_reports(folder: Path) -> bool:
     # The JPG tree has no text files, and to learn that takes a walk through all of it.
     if "mimic-cxr-jpg" in folder.parts[-2:]:
         return False
+    if is_remote(folder):  # a glob of it lists folder after folder
+        return any(map(_REPORT_FILE.fullmatch, _walk(folder)))
     return next(folder.glob("files/p[0-9]*/p[0-9]*/s*.txt"), None) is not None
 
 
@@ -261,8 +265,12 @@ def _release(layout: _Layout) -> str:
 
 def _have_images(layout: _Layout, images: Images) -> bool:
     folder = layout.images or layout.reports
-    named = (layout.root / images_of_study[0].path for images_of_study in images.values())
-    return (folder / "files").is_dir() and any(path.exists() for path in named)
+    named = (images_of_study[0].path for images_of_study in images.values())
+    if is_remote(folder):
+        start = f"{_below(layout.root, folder)}files/"
+        there = {start + name for name in files_below(folder / "files")}
+        return not there.isdisjoint(named)
+    return (folder / "files").is_dir() and any((layout.root / path).exists() for path in named)
 
 
 def _notes(layout: _Layout, left: Images, have_images: bool) -> Iterator[str]:
@@ -333,6 +341,9 @@ def _keep(studies: dict[str, _Study], study: _Study, layout: _Layout, rejects: R
 
 def _walk(folder: Path) -> Iterator[str]:
     """Yield the text files of `files` and two levels of folders in it, as paths from the folder."""
+    if is_remote(folder):
+        found = (f"files/{name}" for name in files_below(folder / "files"))
+        return (path for path in found if _TEXT_FILE.fullmatch(path))
 
     def inside(path: str, below: str, levels: int) -> Iterator[str]:
         with os.scandir(path) as entries:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from cot_builder.errors import UserError
 from cot_builder.images import SUFFIXES, BadImageError, probe
+from cot_builder.paths import is_remote, opened
 from cot_builder.records import Image, Rejected, Report, Section
 from cot_builder.sections import Headings, clean_text, compile_headings, split_sections
 from cot_builder.sources.contract import Loaded, SourceOptions, Task
@@ -57,9 +58,15 @@ def need_root(options: SourceOptions, *, source: str, holds: str, on_mimic: bool
         )
     if options.root is None:
         raise UserError(f"--source {source} needs --root: {holds}")
-    if not options.root.exists():
+    if not (_exists(options.root) if is_remote(options.root) else options.root.exists()):
         raise UserError(f"--root {options.root}: no such file or folder; expected {holds}")
     return options.root
+
+
+# Asked for every study, and of a store each question is a request.
+@cache
+def _exists(root: Path) -> bool:
+    return root.exists()
 
 
 def stays_inside(path: str) -> bool:
@@ -95,8 +102,9 @@ def find_file(folders: Iterable[Path], pattern: str) -> Path | None:
 def read_bytes(path: Path) -> bytes:
     """Read a report file; UnusableError when it is missing, unreadable or too large."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with opened(path) as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
             if size > MOST_BYTES:
                 raise UnusableError(
                     "report_too_large", f"{size:,} bytes; a report has at most {MOST_BYTES:,}"
@@ -201,11 +209,12 @@ def open_lines(path: Path, rejects: Rejects, *, name: str) -> Iterator[tuple[int
     number = 0
     try:
         with (
-            gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw,
+            opened(path) as file,
+            gzip.open(file) if path.suffix == ".gz" else file as raw,
             # Line by line, GzipFile is six times slower than the wrapper.
-            io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="") as file,
+            io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="") as lines,
         ):
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(lines, 1):
                 if not line.isascii() and (bad := _first_bad_byte(line)) is not None:
                     rejects.add(f"{name}:{number}", "not_utf8", f"byte {bad} of the line")
                     yield number, None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
 from cot_builder.errors import UserError
+from cot_builder.paths import is_remote
 from cot_builder.records import Image, Section
 from cot_builder.sources.contract import (
     SPLITS,
@@ -194,7 +196,7 @@ def _parquet_rows(
     import polars as pl
 
     try:
-        table = pl.scan_parquet(path)
+        table = pl.scan_parquet(BytesIO(path.read_bytes()) if is_remote(path) else path)
         names = table.collect_schema().names()
         _need_columns(path, columns, names)
         chosen = [*columns, *(column for column in optional if column in names)]
