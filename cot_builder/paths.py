@@ -61,7 +61,7 @@ def where(text: str | Path) -> Path:
             f"{scheme}:// needs {error.name}: pip install 'cot-builder[remote]' -c constraints.txt"
         ) from None
     # Other processes write into the same folder, so that a listing is old as soon as it is read.
-    settings = {"use_listings_cache": False} if scheme == "s3" else {}
+    settings: dict[str, Any] = {"use_listings_cache": False} if scheme == "s3" else {}
     return cast(Path, UPath(f"{scheme}://{rest}", **settings))
 
 

@@ -199,8 +199,8 @@ def _steps(plan: Plan, out: Path) -> Iterator[Step]:
             tested = (f"{data[plan.external.dataset]}", "--split", plan.external.split)
             yield from (ended := list(_test_steps(plan, name, trained, tested, out)))
             external += (step for step in ended if step.command[0] == "score")
-    options = {**plan.options["compare"], "external": [step.out for step in external]}
-    command = ("compare", *(f"{step.out}" for step in scored), *_flags(options))
+    flags = _flags({**plan.options["compare"], "external": [step.out for step in external]})
+    command = ("compare", *(f"{step.out}" for step in scored), *flags)
     needs = tuple(step.id for step in (*scored, *external))
     yield Step("compare", (*command, "--out", f"{out / 'tables'}"), out / "tables", needs)
 

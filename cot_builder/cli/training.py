@@ -21,8 +21,8 @@ Datasets = Annotated[
     list[str],
     typer.Option(
         "--dataset", metavar="DATASET", show_default=False,
-        help="A folder that `build` wrote, its s3:// or hf:// address, or OWNER/NAME@REVISION of the "
-        "Hub; several are joined.",
+        help="A folder that `build` wrote, its s3:// or hf:// address, or OWNER/NAME@REVISION of "
+        "the Hub; several are joined.",
     ),
 ]  # fmt: skip
 Reports = Annotated[
