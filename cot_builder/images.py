@@ -267,5 +267,5 @@ def _bad(error: Exception) -> BadImageError:
 def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    # Pillow names the path, which the reject does already.
-    return str(error).split(" '/")[0] or type(error).__name__
+    # Pillow names the file, which the reject does already.
+    return str(error).partition(" <_io.")[0] or type(error).__name__

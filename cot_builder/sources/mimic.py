@@ -465,13 +465,22 @@ def _from_folders(
     layout: _Layout, folder: Path, studies: dict[str, _Study]
 ) -> Iterator[tuple[str, Image]]:
     below = _below(layout.root, folder)
+    listed: dict[str, list[str]] = {}
+    if is_remote(folder):  # whose folders would be a request each
+        for path in files_below(folder / "files"):
+            parent, _, name = f"files/{path}".rpartition("/")
+            listed.setdefault(parent, []).append(name)
     for study in studies.values():
         place = study.path.removesuffix(".txt")
         try:
-            names = sorted(path.name for path in (folder / place).iterdir())
+            names = (
+                listed.get(place, [])
+                if is_remote(folder)
+                else [path.name for path in (folder / place).iterdir()]
+            )
         except OSError:
             continue
-        for name in names:
+        for name in sorted(names):
             if match := _IMAGE_FILE.fullmatch(f"{place}/{name}"):
                 yield study.study_id, Image(f"{below}{place}/{name}", match[2])
 
