@@ -52,6 +52,15 @@ SENTENCES = [
     ("Chest tube placement was recommended.", ""),
     ("No change in the appearance of the mediastinum.", "EC?ME"),
     ("No change in the size of the left effusion.", "PE+L"),
+    ("No change in the left effusion or right atelectasis.", "PE+L AT+R"),
+    ("No change, effusion or atelectasis.", "PE?W AT?W"),
+    # A hedge stands between a finding and its place; it ends the reach of a denial.
+    ("Pneumonia may be present in the right base.", "PN?R"),
+    ("Tiny pneumothorax cannot be excluded at the left apex.", "PX?LA"),
+    ("Pneumonia is not excluded in the right clinical context.", "PN?W"),
+    ("No effusion, pneumonia possible.", "PE-W PN?W"),
+    ("No effusion, consolidation or pneumothorax suspected.", "PE-W CO-W PX-W"),
+    ("No acute abnormality in the heart or lungs.", "NF+CS NF+W"),
     # Normal statements.
     ("Heart size and mediastinal contours are normal.", "CM-CS EC-ME"),
     ("Cardiac, mediastinal and hilar contours are normal.", "CM-CS EC-ME NF+LH/RH"),

@@ -120,12 +120,15 @@ def _read_behind(p: Parse, mention: Mention, heads: set[int], quiet: set[int]) -
     """Read the places behind an observation, and how far its phrase goes on."""
     found: list[Place] = []
     j, joined = mention.last + 1, True  # until a verb or an unknown word parts the place from it
+    hedged = False  # once a cue stands between: "pneumonia cannot be excluded at the right base"
     while j < len(p.terms) and j not in heads:
         term = p.terms[j]
         if j in quiet:
             j += 1
         elif term.place and not (j in p.used and term.structure is not None and not term.side):
             run = _past_places(p, j)
+            if hedged and run < len(p.terms) and not _ends_place(p.terms[run]):
+                break  # "not excluded in the right clinical context"
             if run in heads:
                 # "markers within the left lobe mass": both lie there; else it is the next one's.
                 if _is_behind_preposition(p, mention, j):
@@ -140,10 +143,10 @@ def _read_behind(p: Parse, mention: Mention, heads: set[int], quiet: set[int]) -
                     if joined:
                         mention.right = k
             j = run
-        elif term.verb or term.temporal:
+        elif term.verb or term.temporal or (term.backward.means and not term.forward.means):
             if term.verb:
                 mention.temporal = mention.temporal or term.temporal
-            joined = False
+            joined, hedged = False, hedged or bool(term.backward.means)
             j += 1
         elif term.join in ("and", "or"):
             further = _further_places(p, j, heads, found)
@@ -157,6 +160,10 @@ def _read_behind(p: Parse, mention: Mention, heads: set[int], quiet: set[int]) -
                 joined = False
             j += 1
     mention.places += found
+
+
+def _ends_place(term: Term) -> bool:
+    return bool(term.breaks or term.join or term.verb or term.preposition or term.observation)
 
 
 def _ends_behind(p: Parse, j: int) -> bool:

@@ -149,6 +149,8 @@ def _list_goes_on(p: Parse, comma: int, *, listed: bool, means: str) -> bool:
             return False
         if term.verb and means != "drop":
             break  # "no effusion, the heart is large": a clause of its own
+        if seen and not more_or and means == "negative" and term.backward.means == "uncertain":
+            return False  # "no effusion, pneumonia possible"
         seen = seen or term.observation is not None
     if not seen:
         return means == "drop"
@@ -317,7 +319,7 @@ def _alternatives(p: Parse) -> None:
         joins = [t.join for t in between]
         if "or" not in joins or ";" in joins or left.denied or right.denied:
             continue
-        if any(t.verb and not t.modifier for t in between):
+        if any(t.verb and not t.modifier for t in between) or _is_of_change(p, left):
             continue
         right.linked_to = right.linked_to or left.linked_to
         _offer(left)
@@ -326,6 +328,18 @@ def _alternatives(p: Parse) -> None:
             while index > 0 and _is_list_gap(p.terms[free[index - 1].last + 1 : free[index].first]):
                 index -= 1
                 _offer(free[index])
+
+
+def _is_of_change(p: Parse, mention: Mention) -> bool:
+    """Tell whether a list says what has not changed: "no change in the effusion or atelectasis"."""
+    cue = p.before(
+        mention.first - 1,
+        lambda t: (
+            t.forward.id != "change"
+            and (in_phrase(t) or t.determiner or t.lists or t.observation is not None)
+        ),
+    )
+    return p.at(cue).forward.id == "change" and not p.at(cue + 1).lists
 
 
 def _is_list_gap(between: list[Term]) -> bool:

@@ -243,7 +243,10 @@ def _named_in_verdict(p: Parse, denial: int, i: int) -> tuple[list[Structure], i
         return named, i
     j = p.past(i + 1, lambda t: t.preposition or t.stop or t.modifier or t.verb)
     if j > i + 1 and p.at(j).structure is not None:
-        return _structures_at(p, (j,)), j
+        units = [j]
+        while p.at(j + 1).join == "or" and p.at(j := _past_joins(p, j + 1)).structure is not None:
+            units.append(j)  # "no acute abnormality in the heart or lungs"
+        return _structures_at(p, units), units[-1]
     return [], i
 
 
