@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -50,26 +50,29 @@ def connect(url: str, token: str) -> Studio:
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url {url}: expected http:// or https:// and a host")
     url = url.rstrip("/")
-    studio = Studio(url, _LabelStudio(base_url=url, api_key=token, timeout=TIMEOUT), token)
-    with _asking(studio, "logging in"):
-        studio.client.users.whoami(request_options={"max_retries": 0})
-    return studio
+    with _telling(url, token, "logging in"):  # an expired token fails before it is used
+        client: LabelStudio = _LabelStudio(base_url=url, api_key=token, timeout=TIMEOUT)
+        client.users.whoami(request_options={"max_retries": 0})
+    return Studio(url, client, token)
+
+
+def _asking(studio: Studio, doing: str) -> AbstractContextManager[None]:
+    return _telling(studio.url, studio.token, doing)
 
 
 @contextmanager
-def _asking(studio: Studio, doing: str) -> Iterator[None]:
+def _telling(url: str, token: str, doing: str) -> Iterator[None]:
     """Turn what the SDK raises into a UserError; its own words may hold pages and cookies.
 
     A server may repeat the token, which is not said again.
     """
-    url = studio.url
     try:
         yield
     except ApiError as error:
         status, body = error.status_code, error.body
         told = body if isinstance(body, dict) else {}
         detail = str(told.get("validation_errors") or told.get("detail") or "")
-        detail = detail.replace(studio.token, "***")[:400]
+        detail = detail.replace(token, "***")[:400]
         if status == 401:
             raise UserError(
                 f"{url} does not take the token ({detail or 'unauthorized'}): make a new one in "

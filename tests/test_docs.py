@@ -29,7 +29,8 @@ STAND_INS = {
 NOT_RUN = {
     r"browse": "serves until it is stopped: tests/test_workbench.py and test_workbench_run.py",
     r"review": "needs a Label Studio, and readers: tests/test_label_studio.py",
-    r"build .*--shard|merge": "needs all parts: tests/test_parts.py",
+    r"(build .*--shard|merge)": "needs all parts: tests/test_parts.py",
+    r".*(s3|hf)://": "needs a store: tests/test_remote.py",
     r"build .*--engine": "needs ten seconds and a cluster's memory: tests/test_parts.py",
     r"train (?!all --recipe smoke|merge out/run)": "Qwen2-VL-2B from the Hub, and GPUs",
     r"diff": "needs a second version: tests/test_publish.py",

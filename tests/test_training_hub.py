@@ -103,7 +103,7 @@ def test_what_cannot_be_fetched_is_told_in_one_line(
 
     assert f"{REPO} has no revision v1.1.0; `cot-builder versions" in told(f"{REPO}@v1.1.0")
     assert "the Hub has no data set ann/nothing, or it is private" in told("ann/nothing")
-    assert "expected a folder that `build` wrote, or OWNER/NAME@REVISION" in told("nothing")
+    assert "expected a folder that `build` wrote, its s3:// or hf://" in told("nothing")
     monkeypatch.setenv("HF_TOKEN", "")
     assert "it is private and not yours: set HF_TOKEN" in told(f"{REPO}@v1.0.0")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
