@@ -25,7 +25,8 @@ PAGES = tuple(
     path
     for pattern in ("*.md", "docs/*.md", "[a-z]*/**/README.md")
     for path in sorted(ROOT.glob(pattern))
-    if ROOT / "mutants" not in path.parents  # what `make mutants` leaves
+    # What `make mutants`, the tutorial and `make docs` leave.
+    if path.relative_to(ROOT).parts[0] not in ("mutants", "out", "dist")
 )
 FORBIDDEN_NAMES = {"data", "evaluation", "scripts", "resources", "datasets", "utils", "helpers"}
 
