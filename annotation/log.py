@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from annotation.reviews import Review, UnreadableError, read_annotation
 from annotation.tasks import Task
@@ -38,13 +38,19 @@ def append(path: Path, rows: Iterable[Row], *, known: set[bytes]) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "a+b") as log:
             fcntl.flock(log, fcntl.LOCK_EX)  # half a line is then nobody's who still writes
-            log.seek(0)
-            log.truncate(log.read().rfind(b"\n") + 1)
+            if log.seek(0, os.SEEK_END) and not _ends_well(log):
+                log.seek(0)
+                log.truncate(log.read().rfind(b"\n") + 1)
             log.write(b"".join(new))
             log.flush()
             os.fsync(log.fileno())
         known.update(new)
     return len(new)
+
+
+def _ends_well(log: BinaryIO) -> bool:
+    log.seek(-1, os.SEEK_END)
+    return log.read(1) == b"\n"
 
 
 def read_lines(path: Path) -> Iterator[Row]:

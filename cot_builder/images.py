@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from cot_builder.boxes import Size, scaled
 from cot_builder.errors import UserError
-from cot_builder.paths import is_remote, opened, put
+from cot_builder.paths import BLOCK, is_remote, opened, put
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png")
 # The largest radiographs have some 25 million pixels; a header that claims far more is a trap.
@@ -29,9 +29,7 @@ IMAGES: Final = "images"
 _FORMATS: Final = ("JPEG", "PNG")
 _START_AND_END: Final = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"))
 _TAIL: Final = 64
-# Of a remote image: what holds its header, and most whole files.
-_HEAD: Final = 1 << 16
-_WHOLE: Final = 8 << 20
+_HEAD: Final = 1 << 16  # bytes of a remote image that hold its header
 _DICOM: Final = (".dcm", ".dicom")
 _ORIENTATION: Final = 0x0112
 # Orientations that lay the image on its side.
@@ -67,7 +65,7 @@ def probe(
             return size
         with (
             warnings.catch_warnings(),
-            opened(path, block=_WHOLE if full else _HEAD) as file,
+            opened(path, block=BLOCK if full else _HEAD) as file,
             Image.open(file, formats=_FORMATS) as image,
         ):
             _check_size(*image.size)
@@ -165,7 +163,7 @@ def reduced(source: Path, *, scale: float, invert: bool = False) -> Image.Image:
                 image, dark = _read_dicom(source)
                 grey = _reduce(image, scale)
                 return ImageOps.invert(grey) if invert != dark else grey
-            with opened(source, block=_WHOLE) as file, Image.open(file, formats=_FORMATS) as image:
+            with opened(source) as file, Image.open(file, formats=_FORMATS) as image:
                 _check_size(*image.size)
                 turned = _orientation(image) != 1
                 grey = _reduce(image, scale)
@@ -220,7 +218,7 @@ def _read_dicom(source: Path) -> tuple[Image.Image, bool]:
         raise BadImageError(
             "needs_pydicom", "a DICOM file: pip install 'cot-builder[dicom]', and build again"
         ) from None
-    with opened(source, block=_WHOLE) as stream:
+    with opened(source) as stream:
         file = dcmread(stream)
     _check_size(file.Columns, file.Rows)
     return Image.fromarray(file.pixel_array), file.PhotometricInterpretation == "MONOCHROME1"

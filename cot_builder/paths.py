@@ -33,7 +33,7 @@ _STORES: Final = {
 _ADDRESS: Final = re.compile(r"(\w+):/{1,2}(.*)", re.DOTALL)
 # What the clients raise beside OSError when they do not get through.
 _CLIENTS: Final = ("aiobotocore", "aiohttp", "botocore", "httpx", "httpx2", "huggingface_hub")
-_BLOCK: Final = 8 << 20
+BLOCK: Final = 8 << 20
 
 
 def where(text: str | Path) -> Path:
@@ -93,7 +93,7 @@ def told(path: Path | None) -> Iterator[None]:
         raise UserError(f"cannot reach {path}: {_first_line(error)} ({remedy})") from None
 
 
-def opened(path: Path, *, block: int = _BLOCK) -> BinaryIO:
+def opened(path: Path, *, block: int = BLOCK) -> BinaryIO:
     """Open a file to read bytes; a remote one is read in ranges of `block` bytes.
 
     FileNotFoundError where there is none. A remote file that cannot be read for another reason is a

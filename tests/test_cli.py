@@ -6,16 +6,15 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from cot_builder import __version__
 from cot_builder.cli import app
+from tests.test_house import COMMANDS as EVERY_COMMAND
 
 HEAVY = (
     *("polars", "pyarrow", "spacy", "torch", "PIL", "matplotlib", "datasets"),
@@ -68,15 +67,7 @@ def test_help_loads_no_heavy_library(command: str) -> None:
     assert "Usage" in finished.stdout
 
 
-def every_command(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from every_command(command, f"{before}{name} ")
-        else:
-            yield f"{before}{name}", command
-
-
-@pytest.mark.parametrize(("name", "command"), [*every_command(typer.main.get_command(app))])
+@pytest.mark.parametrize(("name", "command"), list(EVERY_COMMAND.items()))
 def test_help_gives_an_example_and_says_what_each_option_is_for(name: str, command: Any) -> None:
     assert f"`cot-builder {name}" in command.help
     assert [param.name for param in command.params if not param.help] == []

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner, Result
 
-from cot_builder.cli import app, publishing
+from cot_builder.cli import publishing
 from cot_builder.dataset import read_studies
+from tests.commands import refused, well
 from tests.hub_double import DROPPED, HANGS, HubDouble
 from tests.openai_double import Double
 
@@ -34,22 +34,6 @@ from knowledge_banks import load_banks  # noqa: E402
 from knowledge_banks.loader import FOLDER, read_bank  # noqa: E402
 
 REPO = "ann/chains"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner(env={"COLUMNS": "300"}).invoke(app, [str(argument) for argument in arguments])
-
-
-def well(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output + str(result.exception)
-    return str(result.output)
-
-
-def refused(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output
-    return str(result.output)
 
 
 @pytest.fixture(autouse=True)

@@ -6,16 +6,16 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 pytest.importorskip("trl")
 
 from datasets import Image, List
 
-from cot_builder.cli import app, publishing
+from cot_builder.cli import publishing
 from cot_builder.errors import UserError
 from cot_builder.sources.demo import CORPUS
 from knowledge_banks import load_banks
+from tests.commands import refused, well
 from tests.hub_double import HubDouble
 from training.conversations import columns, open_source
 
@@ -25,22 +25,6 @@ SHORT = [
     "mcl.max_steps=2", "svr.max_steps=2", "svr.generations=2", "svr.completion=96",
     "adapter.max_steps=2", "run.samples=0", "run.report_to=[]",
 ]  # fmt: skip
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner(env={"COLUMNS": "300"}).invoke(app, [str(argument) for argument in arguments])
-
-
-def well(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output + str(result.exception)
-    return str(result.output)
-
-
-def refused(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output + str(result.exception)
-    return str(result.output)
 
 
 @pytest.fixture(autouse=True)

@@ -84,7 +84,7 @@ def train(options: RunOptions) -> Path:
         folder = options.out / stage
         if not read_checkpoint(folder):
             train_stage(options, stage, base)
-        if PartialState().is_main_process:
+        if is_first():
             for left in folder.glob("checkpoint-*"):
                 shutil.rmtree(left)
         base = str(folder.resolve())
@@ -273,7 +273,7 @@ def first_base(options: RunOptions, folder: Path | None = None) -> str:
     if not options.recipe.model.name.startswith(TINY):
         return options.recipe.model.name
     mine = folder or options.out / "base"
-    if (folder or PartialState().is_main_process) and not read_checkpoint(mine):
+    if (folder or is_first()) and not read_checkpoint(mine):
         name, seed = options.recipe.model.name, options.recipe.run.seed
         make_tiny(name, run_texts(options), mine, seed=seed)
         write_checkpoint(mine, {"stage": "base", "base": name, "frame": None, "seed": seed})
