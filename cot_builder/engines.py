@@ -7,16 +7,25 @@ must see the release and the output folder under the same paths.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
-from cot_builder.pipeline import BuildOptions, Engine, Job, Worker
+from cot_builder.errors import UserError
+from cot_builder.paths import is_remote
+from cot_builder.pipeline import BuildOptions, Engine, Job, Worker, read_part
+
+_ASK_SLURM: Final = 5.0  # seconds between two looks at its queue
 
 
-def datatrove(options: BuildOptions, jobs: Sequence[Job]) -> Iterator[Job]:
-    """Run the jobs as the tasks of datatrove's local executor, as many at once as `workers`."""
-    from datatrove.executor import LocalPipelineExecutor
+def _shards(options: BuildOptions, jobs: Sequence[Job]) -> Any:
+    """Return the step of a datatrove pipeline whose tasks write these shards, each every n-th."""
     from datatrove.pipeline.base import PipelineStep
 
     class Shards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
@@ -28,10 +37,83 @@ def datatrove(options: BuildOptions, jobs: Sequence[Job]) -> Iterator[Job]:
                 worker.build_shard(job)
             yield from ()
 
-    tasks = min(len(jobs), options.workers)
+    return Shards()
+
+
+def datatrove(options: BuildOptions, jobs: Sequence[Job]) -> Iterator[Job]:
+    """Run the jobs as the tasks of datatrove's local executor, as many at once as `workers`."""
+    from datatrove.executor import LocalPipelineExecutor
+
+    tasks, step = min(len(jobs), options.workers), _shards(options, jobs)
     with tempfile.TemporaryDirectory() as logs:
-        LocalPipelineExecutor([Shards()], tasks=tasks, workers=tasks, logging_dir=logs).run()
+        LocalPipelineExecutor([step], tasks=tasks, workers=tasks, logging_dir=logs).run()
     yield from jobs
+
+
+def datatrove_slurm(
+    options: BuildOptions,
+    jobs: Sequence[Job],
+    *,
+    sbatch: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Job]:
+    """Run the jobs as `workers` tasks of datatrove's Slurm executor, and wait for them.
+
+    `sbatch` holds options of that program by their long names; datatrove wants partition and time.
+    What is in the queue goes with a wait that ends early. UserError where the tasks are gone from
+    it and a shard is not there; what they said is then left beside the output folder.
+    """
+    from datatrove.executor import SlurmPipelineExecutor
+
+    class Executor(SlurmPipelineExecutor):  # type: ignore[misc]
+        def launch_merge_stats(self) -> None:
+            """Send no job that adds datatrove's statistics up: the manifest has the counts."""
+
+    if missing := {"partition", "time"} - sbatch.keys():
+        raise UserError(f"--engine datatrove-slurm needs --sbatch {min(missing)}=...")
+    beside = Path() if is_remote(options.out) else options.out.parent
+    logs = Path(tempfile.mkdtemp(prefix=f"{options.out.name}.slurm-", dir=beside)).resolve()
+    name = f"cot-builder-{logs.name[-8:]}"
+    executor = Executor(
+        [_shards(options, jobs)],
+        tasks=min(len(jobs), options.workers),
+        partition=sbatch["partition"],
+        time=sbatch["time"],
+        qos=None,
+        sbatch_args=dict(sbatch),
+        job_name=name,
+        logging_dir=str(logs),
+        # Its script calls a program of datatrove's, which lies beside this Python.
+        env_command=f"export PATH={Path(sys.executable).parent}:$PATH",
+    )
+    left = list(jobs)
+    try:
+        try:
+            executor.launch_job()
+        except (OSError, subprocess.CalledProcessError) as error:
+            shutil.rmtree(logs)
+            raise UserError(f"--engine datatrove-slurm: sbatch took no job: {error}") from None
+        while True:
+            queue = subprocess.run(
+                ["squeue", "--noheader", f"--name={name}"], capture_output=True, check=False
+            )
+            for job in left.copy():
+                if read_part(options.out, job):
+                    left.remove(job)
+                    yield job
+            if not left:
+                break
+            # A Slurm that does not answer is waited for.
+            if queue.returncode == 0 and not queue.stdout:
+                raise UserError(
+                    f"Slurm's tasks are gone and {len(left)} shards are not there, such as "
+                    f"{left[0].shard}; {logs} has what they said; what is finished is kept: run "
+                    "again with --resume"
+                )
+            time.sleep(_ASK_SLURM)
+    finally:
+        if left and executor.job_id:
+            subprocess.run(["scancel", f"--name={name}"], check=False)
+    shutil.rmtree(logs)
 
 
 def ray(options: BuildOptions, jobs: Sequence[Job]) -> Iterator[Job]:
@@ -64,5 +146,6 @@ def ray(options: BuildOptions, jobs: Sequence[Job]) -> Iterator[Job]:
 # To add one: a function of options and jobs that yields each job when its shard is on the disk.
 ENGINES: Final[dict[str, Engine]] = {
     "datatrove": datatrove,
+    "datatrove-slurm": datatrove_slurm,
     "ray": ray,
 }

@@ -33,7 +33,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which commands find the cluster, and jobs this checkout's commands."""
     folder = tmp_path_factory.mktemp("slurm")
     script = str(ROOT / "tests/slurm.sh")
-    for name, module in (("cot-builder", "cot_builder.cli"), ("torchrun", "torch.distributed.run")):
+    for name, module in (
+        ("cot-builder", "cot_builder.cli"),
+        ("torchrun", "torch.distributed.run"),
+        ("launch_pickled_pipeline", "datatrove.tools.launch_pickled_pipeline"),
+    ):
         lines = f"#!{sys.executable}\nfrom {module} import main\n"
         (folder / name).write_text(f"{lines}if __name__ == '__main__':\n    main()\n")
         (folder / name).chmod(0o755)
@@ -109,6 +113,36 @@ def test_a_build_whose_task_was_cancelled_ends_with_the_bytes_of_a_single_one(
     command = ["cot-builder", "build", "--source", "demo", "--root", release, *options]
     ask(slurm, *command, "--out", tmp_path / "single")
     assert files(out) == files(tmp_path / "single")
+
+
+def test_datatrove_sends_a_build_to_slurm_for_the_bytes_of_a_single_one(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("datatrove")
+    (tmp_path / "studies.jsonl").write_text("".join(studies(12000)))
+    command = ("cot-builder", "build", "--source", "demo", "--root", tmp_path,
+               "--shard-size", "500")  # fmt: skip
+    out = ("--out", tmp_path / "out", "--workers", "2")
+    sent = ("--engine", "datatrove-slurm", "--sbatch", "partition=all", "--sbatch")
+
+    def refused(*more: str | Path) -> str:
+        run = subprocess.run(
+            [*command, *out, *sent, *more], env=slurm, text=True, capture_output=True, check=False
+        )
+        assert run.returncode == 1
+        return run.stderr
+
+    assert "needs --sbatch time=" in refused("mem-per-cpu=2G")
+    assert "sbatch took no job" in refused("time=soon", "--resume")
+    with subprocess.Popen([*command, *out, *sent, "time=5", "--resume"], env=slurm) as process:
+        wait(lambda: any((tmp_path / "out").glob("*.parquet")), tmp_path)
+        ask(slurm, "scancel", "--user", str(os.getuid()))
+    assert process.returncode == 1
+    assert len([*tmp_path.glob("out.slurm-*/slurm_logs/*.out")]) == 2, "what its tasks said is kept"
+    ask(slurm, *command, *out, *sent, "time=5", "--resume")
+    ask(slurm, *command, "--out", tmp_path / "single")
+    assert files(tmp_path / "out") == files(tmp_path / "single")
+    assert nothing_runs(slurm)
 
 
 # -- training

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -69,6 +70,7 @@ class Engine(StrEnum):
 
     local = "local"
     datatrove = "datatrove"
+    datatrove_slurm = "datatrove-slurm"
     ray = "ray"
 
 
@@ -152,6 +154,15 @@ def build(
     engine: Annotated[
         Engine, typer.Option(help="What runs the shards; the bytes are the same.")
     ] = Engine.local,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="datatrove-slurm: an option of sbatch, at least partition and time; may be given "
+            "again. --workers is then the number of tasks.",
+            show_default=False,
+        ),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -317,6 +328,8 @@ def build(
     - `cot-builder build --source mimic --root /data/physionet --out out/mimic --workers 8`
     - `cot-builder build --source table --root reports.csv --text-column report --out out/mine`
     - `cot-builder build --source mimic --root /data/physionet --out parts/3 --shard 3/8`
+    - `cot-builder build --source mimic --root /data/physionet --out out/mimic --workers 32
+      --engine datatrove-slurm --sbatch partition=cpu --sbatch time=00:30:00`
     - `cot-builder build --source ms_cxr --root /data/physionet --out out/ms_cxr`
     - `cot-builder build --source boxes --root boxes.csv --columns image=file,phrase=text
       --box-columns x,y,w,h --box-format xywh --out out/boxes`
@@ -327,7 +340,7 @@ def build(
     from cot_builder.boxes import Frame
     from cot_builder.dataset import without_folders
     from cot_builder.drafting import Drafting
-    from cot_builder.engines import ENGINES
+    from cot_builder.engines import ENGINES, datatrove_slurm
     from cot_builder.images import scaling
     from cot_builder.parts import Portion, build_part
     from cot_builder.pipeline import BuildOptions
@@ -403,9 +416,16 @@ def build(
     portion = Portion.parse(shard) if shard else None
     if portion and engine is not Engine.local:
         raise UserError("--shard is a part for one task of an array: leave out --engine")
+    run_shards = ENGINES.get(engine)
     if engine is not Engine.local:
-        with extra(engine, f"--engine {engine}"):
-            import_module(engine)
+        library = engine.partition("-")[0]
+        with extra(library, f"--engine {engine}"):
+            import_module(library)
+    if engine is Engine.datatrove_slurm:
+        named = (option.partition("=") for option in sbatch or ())
+        run_shards = partial(datatrove_slurm, sbatch={name: value for name, _, value in named})
+    elif sbatch:
+        raise UserError("--sbatch goes with --engine datatrove-slurm")
     if portion and phrasing is Phrasing.llm:
         raise UserError("--phrasing llm words the steps of a whole dataset: leave out --shard")
     started = time.monotonic()
@@ -417,7 +437,7 @@ def build(
                 options,
                 progress=progress,
                 estimated=_print_estimate,
-                engine=ENGINES.get(engine),
+                engine=run_shards,
             )
             if phrasing is Phrasing.llm:
                 manifest = _phrase(options, asked, kept, manifest, batch=llm_batch, bar=progress)
