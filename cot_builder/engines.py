@@ -14,11 +14,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from types import MappingProxyType
 from typing import Any, Final
 
 from cot_builder.errors import UserError
-from cot_builder.paths import is_remote
+from cot_builder.paths import beside
 from cot_builder.pipeline import BuildOptions, Engine, Job, Worker, read_part
 
 _ASK_SLURM: Final = 5.0  # seconds between two looks at its queue
@@ -70,9 +71,9 @@ def datatrove_slurm(
 
     if missing := {"partition", "time"} - sbatch.keys():
         raise UserError(f"--engine datatrove-slurm needs --sbatch {min(missing)}=...")
-    beside = Path() if is_remote(options.out) else options.out.parent
-    logs = Path(tempfile.mkdtemp(prefix=f"{options.out.name}.slurm-", dir=beside)).resolve()
-    name = f"cot-builder-{logs.name[-8:]}"
+    name = f"cot-builder-{token_hex(4)}"
+    logs = beside(options.out, f"{options.out.name}.{name}").resolve()
+    logs.mkdir()
     executor = Executor(
         [_shards(options, jobs)],
         tasks=min(len(jobs), options.workers),

@@ -75,6 +75,11 @@ def is_remote(path: Path | None) -> bool:
     return path is not None and not isinstance(path, Path)
 
 
+def beside(path: Path, name: str) -> Path:
+    """Return where a name lies beside a path; beside an address, in the working folder."""
+    return Path(name) if is_remote(path) else path.absolute().with_name(name)
+
+
 @contextmanager
 def told(path: Path | None) -> Iterator[None]:
     """Tell what keeps us from a remote path as a UserError; that a file is missing stays as it is.

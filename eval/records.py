@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from cot_builder.errors import UserError
+from cot_builder.paths import is_remote
 from cot_builder.predictions import Prediction, Predictions, read_predictions
 from cot_builder.records import Row
 
@@ -100,7 +101,7 @@ def read_references(
     """Yield id, report and row of the references: a dataset folder, or a JSON Lines or CSV file."""
     from cot_builder.dataset import read_studies
 
-    if path.is_dir():
+    if is_remote(path) or path.is_dir():
         for row in read_studies(path):
             if split in (None, row["split"]):
                 texts = (s["text"] for s in row["sections"] if s["name"] == section)

@@ -20,9 +20,9 @@ from urllib.request import Request, urlopen
 import polars as pl
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from cot_builder.cli import app
+from annotation.batch import review_batch
+from annotation.reviewed import apply_reviews
 from cot_builder.dataset import read_manifest, read_rejects, read_studies
 from cot_builder.errors import UserError
 from cot_builder.images import Scaling
@@ -32,7 +32,10 @@ from cot_builder.pipeline import BuildOptions, Job, Worker, build
 from cot_builder.sources import SourceOptions
 from cot_builder.sources.demo import CORPUS
 from knowledge_banks import load_banks
+from tests.browser import started
+from tests.commands import refused, well
 from tests.hub_double import HubDouble, Repo
+from tests.test_workbench import getter
 from training.conversations import open_source
 
 pytestmark = pytest.mark.server
@@ -330,11 +333,92 @@ def test_datasets_are_read_in_a_bucket(store: Store, tmp_path: Path) -> None:
         ["show", study, "--dataset", f"{BUCKET}/out"],
     ):
         local = [word.replace(f"{BUCKET}/out", str(tmp_path / "local")) for word in command]
-        found, expected = (CliRunner().invoke(app, words) for words in (command, local))
-        assert found.exit_code == 0, found.output
-        assert found.output.splitlines()[3:] == expected.output.splitlines()[3:]
-    missing = CliRunner().invoke(app, ["stats", f"{BUCKET}/none"])
-    assert "no dataset folder at s3://bucket/none, or none that you may read" in missing.output
+        assert well(*command).splitlines()[3:] == well(*local).splitlines()[3:]
+
+
+@pytest.fixture
+def both(store: Store, tmp_path: Path) -> tuple[str, Path]:
+    """The same dataset with reduced images in the bucket and on the disk."""
+    build(options(f"{BUCKET}/mine/out", scaling=Scaling(0.5)))
+    build(options(tmp_path / "out", scaling=Scaling(0.5)))
+    return f"{BUCKET}/mine/out", tmp_path / "out"
+
+
+@pytest.mark.slow
+def test_commands_say_of_a_bucket_what_they_say_of_a_disk(
+    both: tuple[str, Path], tmp_path: Path
+) -> None:
+    rows = list(read_studies(both[1]))
+    gold = {"uid": rows[0]["study_id"], "chains": [], "unmapped": []}
+    said = [{"study_id": row["study_id"], "report": row["sections"][0]["text"]} for row in rows]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    (tmp_path / "gold.jsonl").write_text(
+        json.dumps(gold | {s["name"]: s["text"] for s in rows[0]["sections"]})
+    )
+    written, told = [], []
+    for number, dataset in enumerate(both):
+        (folder := tmp_path / f"written-{number}").mkdir()
+        told.append(
+            [
+                well("doctor", dataset, "--overlays", folder),
+                well("score-chains", tmp_path / "gold.jsonl", dataset),
+                well("banks", "diff", dataset),
+                well("score", tmp_path / "said.jsonl", dataset, "--measures", "chexpert"),
+                well("cases", tmp_path / "said.jsonl", dataset, "--out", folder / "cases.html"),
+                well("publish", dataset, "--version", "1.0.0", "--to", folder / "version"),
+            ]
+        )
+        written.append(local_files(folder))
+    assert [text.replace("written-0", "written-1") for text in told[0]] == told[1]
+    assert written[0] == written[1]
+
+
+@pytest.mark.slow
+def test_a_page_shows_a_bucket(both: tuple[str, Path]) -> None:
+    answers = []
+    for dataset in both:
+        with started(dataset) as address:
+            found = re.search(r":(\d+)/\?key=(\S+)", address)
+            assert found
+            get = getter(int(found[1]), found[2])
+            pages = [get(path) for path in ("/", "/study/1", "/study/1/image/0")]
+            answers.append([(status, page) for status, page, _ in pages])
+    assert answers[0] == answers[1]
+    assert {status for status, _ in answers[0]} == {200}
+
+
+@pytest.mark.slow
+def test_reviews_are_of_a_bucket_and_lie_here(
+    both: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, local = map(where, both)
+    drawn = [review_batch(dataset, strategy="random", sample=3, seed=1) for dataset in (far, local)]
+    assert drawn[0] == drawn[1]
+    for out, dataset in (("far", far), ("near", local)):
+        apply_reviews(dataset, {}, tmp_path / out)
+    assert local_files(tmp_path / "far") == local_files(tmp_path / "near")
+    monkeypatch.chdir(tmp_path)
+    assert "no reviews in out-reviews" in refused("review", "diff", both[0])
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("stats DATASET", "no dataset folder at s3://bucket/none, or none that you may read"),
+        ("browse DATASET", "no dataset folder at s3://bucket/none"),
+        ("score said.csv DATASET", "no dataset folder at s3://bucket/none"),
+        ("doctor DATASET --overlays DATASET", "--overlays s3://bucket/none: expected a path of"),
+        ("compare a DATASET --out b", "runs s3://bucket/none: expected a path of this machine"),
+        ("review apply DATASET --out DATASET", "--out s3://bucket/none: expected a path of"),
+    ],
+)
+def test_an_address_that_will_not_do_is_told(
+    command: str, told: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "said.csv").write_text("study_id,report\n1,No edema.\n")
+    assert told in refused(*command.replace("DATASET", f"{BUCKET}/none").split())
+    assert [path.name for path in tmp_path.iterdir()] == ["said.csv"]
 
 
 def test_training_reads_a_copy_that_is_fetched_once(

@@ -138,7 +138,7 @@ def test_datatrove_sends_a_build_to_slurm_for_the_bytes_of_a_single_one(
         wait(lambda: any((tmp_path / "out").glob("*.parquet")), tmp_path)
         ask(slurm, "scancel", "--user", str(os.getuid()))
     assert process.returncode == 1
-    assert len([*tmp_path.glob("out.slurm-*/slurm_logs/*.out")]) == 2, "what its tasks said is kept"
+    assert len([*tmp_path.glob("out.cot-builder-*/slurm_logs/*.out")]) == 2, "they are kept"
     ask(slurm, *command, *out, *sent, "time=5", "--resume")
     ask(slurm, *command, "--out", tmp_path / "single")
     assert files(tmp_path / "out") == files(tmp_path / "single")

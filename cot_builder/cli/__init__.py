@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cot_builder import __version__
 from cot_builder.cli import (
@@ -22,6 +23,23 @@ from cot_builder.cli import (
     training,
 )
 from cot_builder.errors import UserError
+from cot_builder.paths import is_address
+
+
+class _Command(TyperCommand):
+    """Refuses an address where a path of this machine is wanted: it would make a folder `s3:`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for param in self.params:
+            value = ctx.params.get(param.name)
+            for path in value if isinstance(value, list) else [value]:
+                text = str(path).replace(":/", "://", 1)
+                if isinstance(path, Path) and is_address(text):
+                    raise UserError(
+                        f"{param.opts[0]} {text}: expected a path of this machine; an address may "
+                        "stand for a dataset that is read, and for --root and --out of `build`"
+                    )
+        return super().invoke(ctx)
 
 
 class _Commands(TyperGroup):
@@ -125,7 +143,7 @@ def _group(text: str, panels: Mapping[Any, dict[str, Any]], **settings: Any) -> 
     group = typer.Typer(help=text, no_args_is_help=True, **settings)
     for panel, commands in panels.items():
         for name, command in commands.items():
-            group.command(name, rich_help_panel=panel)(command)
+            group.command(name, cls=_Command, rich_help_panel=panel)(command)
     return group
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cot_builder.cli.options import BankFolder, DatasetFolder
+from cot_builder.cli.options import BankFolder, Dataset
 
 
 def lint(banks: BankFolder = None) -> None:
@@ -40,7 +40,7 @@ def show(banks: BankFolder = None) -> None:
 
 
 def diff(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     banks: BankFolder = None,
     old: Annotated[
         Path | None,

@@ -40,7 +40,7 @@ from cot_builder.cli.options import (
     this_command,
 )
 from cot_builder.errors import UserError
-from cot_builder.paths import is_remote, where
+from cot_builder.paths import beside, where
 
 if TYPE_CHECKING:
     from cot_builder.llm import Endpoint, Estimate
@@ -369,8 +369,7 @@ def build(
         price_out=llm_price_out,
         budget=llm_budget,
     )
-    beside = Path() if is_remote(out) else out.parent
-    kept = llm_cache or beside / f"{out.name}.llm.sqlite"
+    kept = llm_cache or beside(out, f"{out.name}.llm.sqlite")
     drafting = None
     if kind is not DecomposerKind.rules:
         drafting = Drafting(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cot_builder.cli.options import (
     BankFolder,
-    DatasetFolder,
+    Dataset,
     Factor,
     MaxPixels,
     MinPixels,
@@ -78,7 +78,7 @@ def check(
 
 
 def doctor(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     model: Annotated[
         str | None,
         typer.Option(
@@ -166,7 +166,7 @@ def score_chains(
     gold: Annotated[
         Path, typer.Argument(help="Annotated reports as JSON Lines.", show_default=False)
     ],
-    dataset: DatasetFolder,
+    dataset: Dataset,
 ) -> None:
     """Score a dataset's chains against annotated ones (triple F1, assertions, regions, offsets).
 

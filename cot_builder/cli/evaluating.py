@@ -14,6 +14,7 @@ from cot_builder.cli.drafting import endpoint
 from cot_builder.cli.options import (
     LLM,
     BankFolder,
+    Dataset,
     LlmBaseUrl,
     LlmBudget,
     LlmCache,
@@ -28,6 +29,7 @@ from cot_builder.cli.options import (
     spinner,
 )
 from cot_builder.errors import UserError
+from cot_builder.paths import where
 
 
 class Missing(StrEnum):
@@ -49,8 +51,10 @@ References = Annotated[
     Path,
     typer.Argument(
         metavar="REFERENCES",
-        help="A dataset folder, or JSON Lines or CSV with study_id and report.",
+        help="A dataset folder, or its s3:// or hf:// address; or JSON Lines or CSV with study_id "
+        "and report.",
         show_default=False,
+        parser=where,
     ),
 ]
 Split = Annotated[
@@ -99,7 +103,8 @@ def predict(
         typer.Argument(
             metavar="DATASET",
             show_default=False,
-            help="A folder that `build` wrote, or OWNER/NAME@REVISION of the Hub.",
+            help="A folder that `build` wrote, its s3:// or hf:// address, or OWNER/NAME@REVISION "
+            "of the Hub.",
         ),
     ],
     out: Annotated[
@@ -489,9 +494,7 @@ def compare(
 
 def cases(
     predictions: PredictionsFile,
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="A dataset folder.", show_default=False)
-    ],
+    dataset: Dataset,
     out: Annotated[
         Path, typer.Option(metavar="HTML", help="Write the sheet here.", show_default=False)
     ],

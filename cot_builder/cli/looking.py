@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cot_builder.cli.options import BankFolder, Dataset, extra
 from cot_builder.errors import UserError
-from cot_builder.paths import where
+from cot_builder.paths import is_remote, where
 
 
 def show(
@@ -63,8 +63,10 @@ def browse(
         Path,
         typer.Argument(
             metavar="DATASET|RUN",
-            help="A folder that `build`, `train` or `reproduce` wrote.",
+            help="A folder that `build`, `train` or `reproduce` wrote; a dataset's s3:// or hf:// "
+            "address too.",
             show_default=False,
+            parser=where,
         ),
     ],
     root: Annotated[
@@ -131,7 +133,7 @@ def browse(
     beside = {
         "root": root, "predictions": predictions, "against": against, "banks": banks, "old": old
     }  # fmt: skip
-    if is_run(folder):
+    if not is_remote(folder) and is_run(folder):
         if told := [name for name, value in beside.items() if value]:
             raise UserError(f"--{told[0]} is for a dataset, and {folder} is a run")
         pages, holds = partial(run_application, folder), read_run(folder).kind

@@ -129,9 +129,6 @@ Dataset = Annotated[
         show_default=False, parser=where,
     ),
 ]  # fmt: skip
-DatasetFolder = Annotated[
-    Path, typer.Argument(metavar="DATASET", help="A folder that `build` wrote.", show_default=False)
-]
 
 
 @contextmanager

@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cot_builder.cli.options import BankFolder, DatasetFolder, extra, spinner
+from cot_builder.cli.options import BankFolder, Dataset, extra, spinner
 from cot_builder.errors import UserError
+from cot_builder.paths import beside
 
 if TYPE_CHECKING:
     from cot_builder.publish.hub import Target
@@ -34,7 +35,7 @@ class ImageChoice(StrEnum):
 
 
 def publish(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     version: Annotated[
         str, typer.Option(metavar="X.Y.Z", help="The version to publish.", show_default=False)
     ],
@@ -106,11 +107,11 @@ def publish(
             write_version,
         )
     check_version(version)
-    kept = to or (None if repo else dataset.absolute().with_name(f"{dataset.name}-v{version}"))
+    kept = to or (None if repo else beside(dataset, f"{dataset.name}-v{version}"))
     options = VersionOptions(
         dataset=dataset,
         version=version,
-        folder=kept or dataset.absolute().with_name(f".{dataset.name}-v{version}"),
+        folder=kept or beside(dataset, f".{dataset.name}-v{version}"),
         place=repo or (kept or dataset).name,
         banks=load_banks(banks),
         root=root,

@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from cot_builder.cli.options import BankFolder, DatasetFolder, extra
+from cot_builder.cli.options import BankFolder, Dataset, extra
 from cot_builder.errors import UserError
+from cot_builder.paths import beside
 
 if TYPE_CHECKING:
     from annotation.reviews import Review
@@ -29,7 +30,8 @@ ReviewFolder = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR", show_default=False,
-        help="Where tasks sent and annotations pulled are kept; DATASET-reviews unless given.",
+        help="Where tasks sent and annotations pulled are kept; DATASET-reviews unless given, in "
+        "the working folder where that is an address.",
     ),
 ]  # fmt: skip
 Url = Annotated[
@@ -83,7 +85,7 @@ def serve(
 
 
 def push(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     sample: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, show_default=False, help="How many studies; else all."),
@@ -220,7 +222,7 @@ def push(
 
 
 def pull(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     from_file: Annotated[
         Path | None,
         typer.Option(
@@ -289,7 +291,7 @@ def pull(
 
 
 def apply(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The reviewed dataset.", show_default=False)
     ],
@@ -316,7 +318,7 @@ def apply(
 
 
 def diff(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     first: Annotated[int, typer.Option(metavar="N", min=0, help="How many edits to list.")] = 20,
     out: Annotated[
         Path | None,
@@ -341,7 +343,7 @@ def diff(
 
 
 def agree(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write tables and a plot here.", show_default=False),
@@ -371,7 +373,7 @@ def agree(
 
 
 def learn(
-    dataset: DatasetFolder,
+    dataset: Dataset,
     out: Annotated[
         Path | None,
         typer.Option(metavar="TOML", help="Write the proposals here.", show_default=False),
@@ -406,7 +408,7 @@ def learn(
 
 def _review_folder(dataset: Path, reviews: Path | None) -> Path:
     resolved = dataset.resolve()
-    return reviews or resolved.with_name(f"{resolved.name}-reviews")
+    return reviews or beside(resolved, f"{resolved.name}-reviews")
 
 
 def _read_reviews(dataset: Path, reviews: Path | None) -> list[Review]:

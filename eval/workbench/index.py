@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 import polars as pl
 
 from cot_builder.dataset import read_manifest
 from cot_builder.errors import UserError
+from cot_builder.paths import is_remote, opened
 from cot_builder.records import Row
 from cot_builder.vocabulary import ASSERTIONS, LABELS, REGIONS
 
@@ -133,7 +134,7 @@ class Index:
         if not 0 <= place < len(self):
             raise KeyError(place)
         start, path = max(shard for shard in self._shards if shard[0] <= place)
-        row = pl.scan_parquet(path).slice(place - start, 1).collect().row(0, named=True)
+        row = pl.scan_parquet(_file(path)).slice(place - start, 1).collect().row(0, named=True)
         return dict(row)
 
     def _find(self, query: Query) -> pl.Series:
@@ -180,9 +181,13 @@ def _of_mention(query: Query) -> pl.Expr | None:
     return pl.all_horizontal(wanted) if wanted else None
 
 
+def _file(path: Path) -> Path | BinaryIO:
+    return opened(path) if is_remote(path) else path  # which polars reads in place
+
+
 def _read(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, columns=list(_COLUMNS))
+        return pl.read_parquet(_file(path), columns=list(_COLUMNS))
     except FileNotFoundError:
         raise UserError(f"{path} is missing, though the manifest lists it; build again") from None
     except (pl.exceptions.PolarsError, OSError) as error:
