@@ -9,14 +9,18 @@ from typing import Final
 from cot_builder.records import Section, Sentence
 
 # Where a sentence may end: full stops and the like, line breaks, an inline list number's bracket.
-# Each begins with a rare character, so that it is looked for quickly; `_break` decides.
-_CANDIDATE: Final = re.compile(r"[.!?]++[\"')\]]*+|\n+|\)(?=\s+[A-Z_])")
+# The rare character stands alone before the rest, so that it is looked for quickly; `_break`
+# decides.
+_CANDIDATE: Final = re.compile(
+    r"[.!?\n)](?:(?<=[.!?])[.!?]*+[\"')\]]*+|(?<=\n)\n*+|(?<=\))(?=\s+[A-Z_]))"
+)
 _INLINE_NUMBER: Final = re.compile(r"\s\(?\d{1,2}\Z")
 # The full stop of an abbreviation ends nothing; "no. 4" and "9 a.m. on" neither.
 _ABBREVIATION: Final = re.compile(
     r"(?<!\w)(?:drs?|mrs?|ms|prof|approx|vs|st|nos?|fig|i\.e|e\.g|cf|resp|pt|[ap]\.m)\.\Z",
     re.IGNORECASE,
 )
+_LONGER_THAN_ABBREVIATIONS: Final = 7  # letters
 _NUMBER_OF: Final = re.compile(r"\s\d{1,2}\b(?![.)])")
 _NEW_SENTENCE: Final = re.compile(r"\s+[A-Z]")
 # A full stop glued to the next sentence: "clear.There", "T12.The", "effusion.2. No".
@@ -37,12 +41,15 @@ def split_sentences(section: Section) -> Iterator[Sentence]:
     """
     text, index = section.text, 0
     for start, end in _spans(text):
-        if number := _LIST_NUMBER.match(text, start, end):
-            start = number.end()
         sentence = text[start:end].rstrip()
-        if any(map(str.isalnum, sentence)):
-            yield Sentence(section.name, index, start, start + len(sentence), sentence)
-            index += 1
+        if not sentence[:1].isalpha():  # nearly always it is
+            if number := _LIST_NUMBER.match(text, start, end):
+                start = number.end()
+                sentence = text[start:end].rstrip()
+            if not any(map(str.isalnum, sentence)):
+                continue
+        yield Sentence(section.name, index, start, start + len(sentence), sentence)
+        index += 1
 
 
 def split_sections_of(text: str) -> list[Sentence]:
@@ -85,7 +92,9 @@ def _break(text: str, start: int, match: re.Match[str]) -> int:
     single = text[stop:end] == "."
     if end < len(text) and not text[end].isspace() and not (single and _GLUED.match(text, end)):
         return 0
-    if single and _is_abbreviation(text, max(start, stop - 7), end):
+    before = text[max(start, stop - _LONGER_THAN_ABBREVIATIONS) : stop]
+    abbreviates = len(before) < _LONGER_THAN_ABBREVIATIONS or not before.isalpha()
+    if single and abbreviates and _is_abbreviation(text, stop - len(before), end):
         return 0
     # The full stop of a list number ends nothing: "1. Lungs are clear."
     listed = stop - start <= _LONGEST_NUMBER and _LIST_NUMBER.fullmatch(text, start, end)
