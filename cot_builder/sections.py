@@ -15,6 +15,7 @@ from rapidfuzz.distance import OSA
 
 from cot_builder.errors import UserError
 from cot_builder.records import Section
+from cot_builder.sentences import SHOUTED, begins_anew
 
 FINDINGS: Final = "findings"
 EXAMINATION: Final = "examination"
@@ -32,9 +33,6 @@ _SECTION_KEYS: Final[dict[str, type]] = {
 _WORD_LISTS: Final = {"titles": ("words", "fillers"), "furniture": ("lines",)}
 
 _SHORTEST_MISSPELT: Final = 7
-# A line that ends this many characters before the page's margin was ended on purpose.
-_SLACK: Final = 25
-_NARROWEST_PAGE: Final = 75
 # Under an empty "COMPARISON:", a longer first line than this one is no note on the comparison.
 _LONGEST_NOTE: Final = 60
 _ENDS: Final = (".", "!", "?")
@@ -48,11 +46,6 @@ _COLON: Final = re.compile(
 _CAPITALS: Final = re.compile(
     r"([A-Z][A-Z /&,()'-]{1,60}?)\s*(?:[;.](?!\S)|\s-{1,2}(?=\s)|\s{2}|$)"
 )
-_SUBHEADING: Final = re.compile(
-    r"[A-Z][A-Z ,/&()'-]{2,50}:|[A-Z][A-Za-z/&-]*(?: [A-Za-z/&-]+){0,3}:"
-)
-_SHOUTED: Final = re.compile(r"[A-Z][A-Z ,/&()'-]{2,50}:")
-_ITEM: Final = re.compile(r"(?:\(?\d{1,2}[.)]|[-*•])(?:\s|$)")
 _RULE: Final = re.compile(r"_{10,}|-{10,}|={10,}|\*{10,}")
 _TITLE_WORDS: Final = re.compile(r"[a-z]+")
 _PARENTHESIS: Final = re.compile(r"\s*\([^)]*\)$")
@@ -434,7 +427,7 @@ def _assigned_proper(pieces: list[_Piece], headings: Headings) -> Iterator[tuple
 
 def _leaves(piece: _Piece, current: str | None, *, filled: bool) -> bool:
     """Tell whether a line under no heading leaves the short section before it."""
-    if current is None or _SHOUTED.match(piece.line):
+    if current is None or SHOUTED.match(piece.line):
         return True
     long_for_a_note = (
         current in ("comparison", "technique", EXAMINATION) and len(piece.line) > _LONGEST_NOTE
@@ -444,23 +437,13 @@ def _leaves(piece: _Piece, current: str | None, *, filled: bool) -> bool:
 
 def _flow(pieces: list[_Piece], width: int) -> str:
     """Join hard-wrapped lines; start a new line at paragraphs, list items and sub-headings."""
-    margin = max(width, _NARROWEST_PAGE) - _SLACK
     lines: list[list[str]] = []
     before = ""
     for piece in pieces:
         if not piece.line:
             continue
-        if not lines or piece.gap or _breaks(before, piece.line, margin):
+        if not lines or piece.gap or begins_anew(piece.line, before, width):
             lines.append([])
         lines[-1].append(piece.line)
         before = piece.line
     return "\n".join(" ".join(" ".join(line).split()) for line in lines)
-
-
-def _breaks(before: str, line: str, margin: int) -> bool:
-    if _ITEM.match(line) or _SHOUTED.match(line):
-        return True
-    if not line[0].isupper():
-        return False
-    on_purpose = len(before) + 1 + len(line.split(" ", 1)[0]) <= margin
-    return on_purpose or (before[-1] in ".;:" and bool(_SUBHEADING.match(line)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Final
 
 from cot_builder.records import Section, Sentence
@@ -27,6 +28,15 @@ _NEW_SENTENCE: Final = re.compile(r"\s+[A-Z]")
 _GLUED: Final = re.compile(
     r"(?<=[a-z)\s]\.)[A-Z_]|(?<=[A-Z0-9_]{2}\.)[A-Z][a-z]|(?<=[A-Za-z)]\.)\d{1,2}[.)]\s*[A-Z_]"
 )
+# A line that ends this many characters before the page's margin was ended on purpose.
+_SLACK: Final = 25
+_NARROWEST_PAGE: Final = 75
+_WIDEST_PAGE: Final = 120  # longer lines are paragraphs
+SHOUTED: Final = re.compile(r"[A-Z][A-Z ,/&()'-]{2,50}:")
+_SUBHEADING: Final = re.compile(
+    r"[A-Z][A-Z ,/&()'-]{2,50}:|[A-Z][A-Za-z/&-]*(?: [A-Za-z/&-]+){0,3}:"
+)
+_ITEM: Final = re.compile(r"(?:\(?\d{1,2}[.)]|[-*•]|#\d{1,2})(?:\s|$)")
 # Characters; the longest of 2,900 sentences in real reports has 198.
 LONGEST: Final = 2_000
 _LONGEST_NUMBER: Final = 3  # "(12", "#12"
@@ -60,15 +70,47 @@ def split_sections_of(text: str) -> list[Sentence]:
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield start and end of each piece of text between two breaks; white space leads none."""
     start = _after_space(text, 0)
+    wraps = _wraps(text) if "\n" in text else ()
     for match in _CANDIDATE.finditer(text, start):
-        end = _break(text, start, match)
-        if end:
+        if match.start() in wraps:
+            continue
+        if end := _break(text, start, match):
             if end - start > LONGEST:
                 yield from _pieces(text, start, end)
             else:
                 yield start, end
             start = _after_space(text, end)
     yield from _pieces(text, start, len(text))
+
+
+def _wraps(text: str) -> set[int]:
+    """Return the line breaks that stand for a space: there the page's margin folds a sentence."""
+    lines = text.split("\n")
+    width = max(map(len, lines))
+    capitals = not text.islower()
+    wraps, at = set(), -1
+    for before, line in pairwise(lines):
+        at += len(before) + 1
+        first, then = before.strip(), line.strip()
+        if first and then and not begins_anew(then if capitals else then.title(), first, width):
+            wraps.add(at)
+    return wraps
+
+
+def begins_anew(line: str, before: str, width: int) -> bool:
+    """Tell whether a line does not continue the one before, of a text whose lines have `width`.
+
+    It is a list item, a sub-heading, or begins with a capital behind a line that was ended on
+    purpose.
+    """
+    if _ITEM.match(line) or SHOUTED.match(line):
+        return True
+    if not line[0].isupper():
+        return False
+    full = len(before) + 1 + len(line.split(" ", 1)[0]) > max(width, _NARROWEST_PAGE) - _SLACK
+    if not full or width > _WIDEST_PAGE:
+        return True
+    return before[-1] in ".;:" and _SUBHEADING.match(line) is not None
 
 
 def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

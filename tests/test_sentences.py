@@ -62,6 +62,14 @@ def texts(text: str) -> list[str]:
         ("Clear.. Heart big...", ["Clear..", "Heart big..."]),
         ("Lungs are clear\n\nHeart big\r\nScar", ["Lungs are clear", "Heart big", "Scar"]),
         ("  Clear.  \n", ["Clear."]),
+        # a page's margin folds a sentence; a capital behind a short line begins another
+        ("Right\nlung is clear", ["Right\nlung is clear"]),
+        ("Heart big \r\n but stable", ["Heart big \r\n but stable"]),
+        ("right base opacity\nheart big", ["right base opacity", "heart big"]),  # no capitals
+        (f"{'Clear lungs ' * 5}beside\nPICC", [f"{'Clear lungs ' * 5}beside\nPICC"]),
+        (f"{'Clear lungs ' * 5}beside\n- PICC", [("Clear lungs " * 5) + "beside", "PICC"]),
+        (f"{'Clear lungs ' * 5}beside\n\nPICC", [("Clear lungs " * 5) + "beside", "PICC"]),
+        (f"{'Clear lungs ' * 11}\nHeart big", [("Clear lungs " * 11).strip(), "Heart big"]),
         *((empty, []) for empty in ("", " ", "\n\n", "...", "1.", "2)", "- ", "___", "___.")),
         # removed words
         ("XXXX. XXXX effusion.", ["XXXX.", "XXXX effusion."]),
