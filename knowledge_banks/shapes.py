@@ -104,7 +104,7 @@ SHAPES: Final[dict[str, dict[str, Shape]]] = {
         "version": TEXT, "severity": {"*": PHRASES}, "temporal": {"*": PHRASES}, "plain": LIST,
         "stop": LIST, "verbs": LIST, "prepositions": LIST, "positive_start": LIST,
         "companions": LIST, "lookalikes": {"words": WORDS}, "ignore": {"phrases": PHRASES},
-        "silent": {"phrases": PHRASES}, "refers": {"words": WORDS},
+        "silent": {"phrases": PHRASES}, "refers": {"words": WORDS, "within": WORDS},
         "joins": {"and": PHRASES, "or": PHRASES},
         "small_words": {
             "determiner": PHRASES, "adverb": PHRASES, "filler": PHRASES, "relative": PHRASES,

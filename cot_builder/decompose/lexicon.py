@@ -198,6 +198,7 @@ class Lexicon(NamedTuple):
     outside: frozenset[str]
     chest: frozenset[str]
     refers: frozenset[str]
+    refers_within: frozenset[str]
     version: str
 
 
@@ -243,6 +244,7 @@ def compile_lexicon(banks: Banks) -> Lexicon:
         outside=frozenset(banks.attributes["body_parts"]["outside"]),
         chest=frozenset(banks.attributes["body_parts"]["chest"]),
         refers=frozenset(banks.attributes["refers"]["words"]),
+        refers_within=frozenset(banks.attributes["refers"]["within"]),
         version=banks.version,
     )
 

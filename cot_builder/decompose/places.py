@@ -120,15 +120,12 @@ def _read_behind(p: Parse, mention: Mention, heads: set[int], quiet: set[int]) -
     """Read the places behind an observation, and how far its phrase goes on."""
     found: list[Place] = []
     j, joined = mention.last + 1, True  # until a verb or an unknown word parts the place from it
-    hedged = False  # once a cue stands between: "pneumonia cannot be excluded at the right base"
     while j < len(p.terms) and j not in heads:
         term = p.terms[j]
         if j in quiet:
             j += 1
         elif term.place and not (j in p.used and term.structure is not None and not term.side):
             run = _past_places(p, j)
-            if hedged and run < len(p.terms) and not _ends_place(p.terms[run]):
-                break  # "not excluded in the right clinical context"
             if run in heads:
                 # "markers within the left lobe mass": both lie there; else it is the next one's.
                 if _is_behind_preposition(p, mention, j):
@@ -144,9 +141,9 @@ def _read_behind(p: Parse, mention: Mention, heads: set[int], quiet: set[int]) -
                         mention.right = k
             j = run
         elif term.verb or term.temporal or (term.backward.means and not term.forward.means):
-            if term.verb:
+            if term.verb or (p.terms[j - 1].verb and not p.heads_observation(j)):
                 mention.temporal = mention.temporal or term.temporal
-            joined, hedged = False, hedged or bool(term.backward.means)
+            joined = False
             j += 1
         elif term.join in ("and", "or"):
             further = _further_places(p, j, heads, found)
@@ -160,10 +157,6 @@ def _read_behind(p: Parse, mention: Mention, heads: set[int], quiet: set[int]) -
                 joined = False
             j += 1
     mention.places += found
-
-
-def _ends_place(term: Term) -> bool:
-    return bool(term.breaks or term.join or term.verb or term.preposition or term.observation)
 
 
 def _ends_behind(p: Parse, j: int) -> bool:
@@ -365,7 +358,10 @@ def takes_back(p: Parse, mention: Mention) -> bool:
     if not mention.observation.site.sided:
         return False
     first = min(mention.first, p.past(0, lambda t: t.determiner or t.adverb or t.modifier))
-    return p.text(first).partition(" ")[0] in p.lexicon.refers
+    if p.text(first).partition(" ")[0] in p.lexicon.refers:
+        return True
+    phrase = range(mention.left, mention.first)  # "associated volume loss"
+    return mention is p.mentions[0] and any(p.text(i) in p.lexicon.refers_within for i in phrase)
 
 
 # -- regions

@@ -97,7 +97,7 @@ def _reach(p: Parse, i: int, means: str) -> int:
         if _ends_reach(p, i, j, means, seen=seen):
             break
         joins = term.join == "," or (term.join == "and" and means != "drop")
-        if joins and not _list_goes_on(p, j, listed=listed, means=means):
+        if joins and not _list_goes_on(p, i, j, listed=listed, means=means):
             break
         listed = listed or term.join == "or"
         seen = seen or term.observation is not None or term.generic
@@ -132,7 +132,7 @@ def _takes_over(p: Parse, i: int, j: int, means: str) -> bool:
     return means in _HEDGING and cue.means in ("negative", "none") and cue.id != "resolved"
 
 
-def _list_goes_on(p: Parse, comma: int, *, listed: bool, means: str) -> bool:
+def _list_goes_on(p: Parse, cue: int, comma: int, *, listed: bool, means: str) -> bool:
     """Tell whether the list that a cue heads continues behind a comma or an "and"."""
     begin = p.past(comma + 1, lambda t: t.lists and t.join != "or")
     if p.at(begin).join == "or":
@@ -159,7 +159,8 @@ def _list_goes_on(p: Parse, comma: int, *, listed: bool, means: str) -> bool:
         return False
     if means == "drop":
         return True
-    anew = first.positive_start or first.side is not None
+    # "No edema and small effusion" begins anew, "resolution of edema and small effusion" does not.
+    anew = (first.positive_start or first.side) and p.terms[cue].forward.id != "resolved"
     if p.terms[comma].join == "and":
         return means != "negative" or not anew
     if means in _HEDGING:
@@ -225,18 +226,19 @@ def _yields(held: str, means: str, *, hedge_behind: bool) -> bool:
 def _read_mask(p: Parse, i: int) -> None:
     """Read a masked word that leads to an explanation as a hedge: "opacities, XXXX atelectasis"."""
     head = next((m for m in reversed(p.mentions) if m.last < i and not m.said), None)
-    if head is None or p.terms[i - 1].accompanies or p.at(i + 1).join:
-        return
-    if p.scope[i].means == "negative":
+    if p.terms[i - 1].accompanies or p.at(i + 1).join or p.scope[i].means == "negative":
         return
     linked = p.at(i + 1).forward.means == "link"
+    if head is None and not (linked and p.text(i - 1) in p.lexicon.refers):
+        return  # but "this XXXX represents" explains the sentence before
     if linked and p.terms[i + 1].text.endswith(("consistent with", "compatible with")):
         return
-    if not linked and _parts_from_mask(p.terms[head.last + 1 : i]):
+    if not linked and head and _parts_from_mask(p.terms[head.last + 1 : i]):
         return
     first = i + 2 if linked else i + 1
     last = _reach(p, first - 1, "uncertain")
-    if not _observes(p.terms[first : last + 1]):
+    reached = p.terms[first : last + 1]
+    if all(t.observation is None or t.observation.device for t in reached):
         return
     explanation = p.past(first, lambda t: t.observation is None)
     if not linked and any(t.preposition for t in p.terms[first:explanation]):
@@ -252,7 +254,7 @@ def _parts_from_mask(between: list[Term]) -> bool:
         or t.breaks
         or t.join in ("and", "or")
         or t.forward.means == "negative"
-        or (t.preposition and between[-1].join != ",")
+        or (t.preposition and between[-1].join != "," and not between[-1].verb)
         for t in between
     )
 

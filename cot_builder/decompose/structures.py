@@ -186,9 +186,17 @@ def _subject(p: Parse, i: int) -> Group | None:
             continue
         if term.observation is not None and not term.states and not _is_predicate(p, i):
             return None
-        if term.forward.means == "negative" and not all(map(_is_fill, p.terms[j + 1 : i])):
+        if term.forward.means == "negative" and not (
+            _is_aside(p, j, i) or all(map(_is_fill, p.terms[j + 1 : i]))
+        ):
             return None
     return group
+
+
+def _is_aside(p: Parse, denial: int, i: int) -> bool:
+    """Tell whether commas hold a denial before a state: "the heart, without change, is large"."""
+    comma = p.before(i - 1, lambda t: t.join != ",")
+    return p.at(denial - 1).join == "," and comma > denial and p.at(comma + 1).verb
 
 
 def _is_predicate(p: Parse, i: int) -> bool:
@@ -333,6 +341,7 @@ def _say_state(
         mention.right = state.at
     if mention.left == first and p.at(first - 1).side:
         mention.left -= 1
+        p.taken.add(mention.left)
     mention.places = own_side(p, group) or _side_behind(p, state.at)
     return mention
 
