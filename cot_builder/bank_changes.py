@@ -98,7 +98,7 @@ def changes_table(changes: list[Change], *, limit: int = 50) -> RenderableType:
         )  # fmt: skip
     studies = len({change.study_id for change in changes})
     shown = f"; the first {limit} are shown" if len(changes) > limit else ""
-    return Group(table, Text(f"{len(changes)} changed chains in {studies} studies{shown}"))
+    return Group(table, Text(f"chains changed: {len(changes)}; studies: {studies}{shown}"))
 
 
 def write_changes(path: Path, changes: Iterable[Change]) -> None:

@@ -100,9 +100,9 @@ def test_a_finding_becomes_a_chain(tmp_path: Path) -> None:
 def test_table_counts_what_it_does_not_show() -> None:
     found = [Change(str(number // 2), "findings", 0, "a", None) for number in range(7)]
     text = printed(changes_table(found, limit=3))
-    assert "7 changed chains in 4 studies; the first 3 are shown" in text
+    assert "chains changed: 7; studies: 4; the first 3 are shown" in text
     assert text.count("findings") == 3
-    assert "0 changed chains in 0 studies" in printed(changes_table([]))
+    assert "chains changed: 0; studies: 0" in printed(changes_table([]))
 
 
 def test_changes_are_written_as_json_lines(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_the_command_tells_and_writes(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "changes.jsonl"
     result = run("banks", "diff", dataset, "--banks", tmp_path / "mine", "--out", out)
     assert result.exit_code == 0, result.output
-    assert "1 changed chains in 1 studies" in result.output
+    assert "chains changed: 1; studies: 1" in result.output
     (change,) = map(json.loads, out.read_text().splitlines())
     assert (change["study_id"], change["start"]) == ("2", 3)
     back = run("banks", "diff", dataset, "--old", tmp_path / "mine", "--out", out)

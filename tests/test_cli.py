@@ -189,7 +189,7 @@ def test_banks_lint_names_the_bank(tmp_path: Path) -> None:
 
 
 def test_banks_diff_shows_what_an_edit_changes(dataset: Path, tmp_path: Path) -> None:
-    assert "0 changed chains in 0 studies" in run("banks", "diff", dataset).output
+    assert "chains changed: 0; studies: 0" in run("banks", "diff", dataset).output
     (tmp_path / "diseases.toml").write_text(
         'version = "99.0.0"\nextends = true\n\n[[disease]]\nname = "Pneumonia"\n\n'
         '[[disease.group]]\nid = "mine"\nsite = "lung"\nphrases = ["degenerative changes"]\n'

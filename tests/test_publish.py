@@ -293,7 +293,7 @@ def test_what_two_versions_read_differently(
     put(edited, version="1.1.0")
     out = tmp_path / "changes.jsonl"
     said = well("diff", "v1.0.0", "v1.1.0", "--repo", REPO, "--out", out)
-    assert "2 changed chains in 1 studies" in said
+    assert "chains changed: 2; studies: 1" in said
     first, second = map(json.loads, out.read_text().splitlines())
     assert "uncertain" in first["after"]
     assert second["after"] is None
