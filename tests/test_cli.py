@@ -195,6 +195,6 @@ def test_banks_diff_shows_what_an_edit_changes(dataset: Path, tmp_path: Path) ->
         '[[disease.group]]\nid = "mine"\nsite = "lung"\nphrases = ["degenerative changes"]\n'
     )
     output = run("banks", "diff", dataset, "--banks", tmp_path).output
-    assert "in 1 studies" in output
+    assert "studies: 1" in output
     assert "Pneumonia" in output
     assert "99.0.0" in run("banks", "show", "--banks", tmp_path).output
