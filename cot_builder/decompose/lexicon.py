@@ -407,9 +407,10 @@ def _add_places(terms: _Terms, banks: Banks, sites: Mapping[str, Site]) -> None:
                     term.site, term.site_side = site, side
         for term in terms.each(row.get("phrases", ())):
             term.site = term.site or site
-        for term in terms.each(row.get("weak_phrases", ())):
-            if term.site is None:
-                term.site, term.weak = site, True
+        for key, side in (("weak_phrases", None), ("weak_both_phrases", "both")):
+            for term in terms.each(row.get(key, ())):
+                if term.site is None:
+                    term.site, term.site_side, term.weak = site, side, True
     for row in banks.regions["side"]:
         for term in terms.each(row["phrases"]):
             term.side = row["id"]

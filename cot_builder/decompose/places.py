@@ -276,6 +276,9 @@ def _leading_places(p: Parse, mention: Mention, loose: list[int]) -> list[Place]
         return []
     before = p.at(lead[0] - 1)
     heads = lead[0] == 0 or before.preposition or before.determiner
+    if p.mentions[0].first < lead[0]:  # "an opacity, and in the right base an effusion"
+        opens = p.at(p.before(lead[0] - 1, lambda t: t.preposition or t.determiner))
+        heads = heads and bool(opens.join or opens.breaks)
     return _places_in([p.terms[i] for i in lead]) if heads else []
 
 
@@ -379,6 +382,8 @@ def regions_of(observation: Observation, places: Sequence[Place]) -> frozenset[s
         places = [
             place for place in places if place[1] is None or place[1].id in observation.places
         ]
+    if "whole lung" not in site.by_side[None]:  # weak places are of the lungs: "diffuse osteopenia"
+        places = [place for place in places if not place[2]]
     regions, lone = _regions_of_sites(places)
     if site.sided:
         regions.update(*(site.by_side[side] for side in lone))

@@ -164,7 +164,7 @@ def _list_goes_on(p: Parse, cue: int, comma: int, *, listed: bool, means: str) -
     if p.terms[comma].join == "and":
         return means != "negative" or not anew
     if means in _HEDGING:
-        return more_or and not listed
+        return (more_or and not listed) or p.terms[cue].forward.id == "differential"
     return more_or or not (anew or listed)
 
 
