@@ -87,8 +87,8 @@ SHAPES: Final[dict[str, dict[str, Shape]]] = {
         "region": [{"name": Leaf(str, "region"), "within?": Leaf(str, "region")}],
         "site": [{
             "id": TEXT, "left?": PLACES, "right?": PLACES, "both?": PLACES, "unsided?": PLACES,
-            "all?": PLACES, "phrases?": PHRASES, "weak_phrases?": PHRASES, "weak_both_phrases?": PHRASES, "left_phrases?": PHRASES,
-            "right_phrases?": PHRASES, "both_phrases?": PHRASES,
+            "all?": PLACES, "phrases?": PHRASES, "weak_phrases?": PHRASES, "left_phrases?": PHRASES,
+            "right_phrases?": PHRASES, "both_phrases?": PHRASES, "weak_both_phrases?": PHRASES,
         }],
         "side": [{"id": Leaf(str, "side"), "phrases": PHRASES}],
         "imagenome": {"*": Leaf(str, "region, or empty")},
