@@ -128,9 +128,19 @@ numpy2: .venv-numpy2/dev.installed ## the tests again on the newer stack, constr
 	.venv-numpy2/bin/python -m pip check
 	.venv-numpy2/bin/python -m pytest -n 2 --quiet $(ARGS)
 
+# Strict: a package that the service does not answer for would be skipped, and the report clean.
+.PHONY: audit
+audit: .venv-audit/pip-audit-2.10.1.installed ## known advisories on the pins of both constraint files (asks pypi.org)
+	@failed=; for pins in constraints.txt constraints-numpy2.txt; do \
+		echo "$$pins:"; \
+		.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $$pins || failed=1; \
+	done; [ -z "$$failed" ] || { echo >&2 'make audit: not clean. Findings: compare with docs/advisories.md.' \
+		'"not found on PyPI", or no connection: nothing was audited, run it where https://pypi.org/pypi/pip/json opens.'; \
+		exit 1; }
+
 .PHONY: clean
 clean: ## remove what was built, environments too
-	rm -rf .venv .venv-numpy2 .venv-medspacy .venv-atheris out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* mutants
+	rm -rf .venv .venv-numpy2 .venv-medspacy .venv-atheris .venv-audit out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* mutants
 
 $(BIN)/python:
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
@@ -160,4 +170,9 @@ $(VENV)/dev.installed: pyproject.toml constraints.txt | $(BIN)/python
 .venv-medspacy/medspacy.installed: benchmarks/constraints-medspacy.txt
 	$(PYTHON) -m venv .venv-medspacy
 	.venv-medspacy/bin/python -m pip --quiet install -c benchmarks/constraints-medspacy.txt medspacy
+	touch $@
+
+.venv-audit/pip-audit-2.10.1.installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip --quiet install pip-audit==2.10.1
 	touch $@

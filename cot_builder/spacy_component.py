@@ -262,9 +262,10 @@ def link_findings(
 
     `kb` is a JSONL file of concepts in scispaCy's form (`concept_id`, `canonical_name`, `aliases`,
     and optionally `types`, `definition`), or a folder with one such file and, for a large one, the
-    four index files that scispaCy makes of it. Similarity is the cosine of TF-IDF letter trigrams.
-    A finding that is no alias as a whole is linked by its longest parts that are. Raises UserError
-    for a missing or malformed knowledge base, and without scispaCy.
+    four index files that scispaCy makes of it, one of them a pickle: take none that you do not
+    trust. Similarity is the cosine of TF-IDF letter trigrams. A finding that is no alias as a whole
+    is linked by its longest parts that are. Raises UserError for a missing or malformed knowledge
+    base, and without scispaCy.
     """
     return _link(dict.fromkeys(findings), _file_lookup(kb, threshold=threshold, limit=limit))
 

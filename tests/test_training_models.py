@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from cot_builder.errors import UserError
 from training.checkpoints import read_checkpoint
-from training.models import PARTS, evaluating, load_checkpoint, make_tiny, part_of
+from training.models import PARTS, evaluating, load_checkpoint, load_model, make_tiny, part_of
 
 TEXTS = ["The heart size is normal.", "<think>a → b</think><answer>[1, 2, 3, 4]</answer>"]
 
@@ -51,6 +52,19 @@ def test_the_same_seed_makes_the_same_model(tmp_path: Path) -> None:
 def test_no_such_tiny_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tiny-qwen2_vl, tiny-qwen2_5_vl, tiny-qwen3_vl"):
         make_tiny("tiny-llama", TEXTS, tmp_path)
+
+
+def test_a_models_own_code_is_never_run_even_if_the_user_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # what transformers would ask
+    for load in (load_checkpoint, load_model):
+        with pytest.raises(UserError, match="custom code"):
+            load(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_no_model_there(tmp_path: Path) -> None:

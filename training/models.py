@@ -73,8 +73,9 @@ def load_model(
     """Load the weights of a Qwen-VL model, a folder or a name on the Hub; UserError without any."""
     try:
         return AutoModelForImageTextToText.from_pretrained(
-            str(path), dtype=dtype, attn_implementation=attention, revision=revision or "main"
-        )
+            str(path), dtype=dtype, attn_implementation=attention, revision=revision or "main",
+            trust_remote_code=False,  # or transformers asks whether to run it
+        )  # fmt: skip
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"no model at {path}: expected a folder of train, or a Qwen-VL model's name on the "

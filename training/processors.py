@@ -89,7 +89,9 @@ def model_kind(model: str | Path, revision: str | None = None) -> str:
     adapter = Path(model) / "adapter_config.json"
     if adapter.is_file() and not (Path(model) / "config.json").is_file():
         model = json.loads(adapter.read_text())["base_model_name_or_path"]
-    return str(AutoConfig.from_pretrained(model, revision=revision or "main").model_type)
+    # Told not to, transformers does not ask whether it shall run a model's own code.
+    config = AutoConfig.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
+    return str(config.model_type)
 
 
 def save_processor(processor: Any, folder: Path, kind: str) -> None:
