@@ -95,12 +95,13 @@ bench-images: $(VENV)/dev.installed ## quarter-size images beside plain Pillow
 fuzz: $(VENV)/dev.installed ## the readers under CASES=3000 inputs of junk each, and a megabyte of anything
 	COT_BUILDER_FUZZ=$(or $(CASES),3000) $(BIN)/python -m pytest -n 2 --quiet tests/test_fuzz.py $(ARGS)
 
+# In one process: xdist kills a worker that takes over ten seconds to save what it counted.
 .PHONY: coverage
 coverage: $(VENV)/dev.installed ## lines that the quick tests run, by package (TESTS="slow or not slow" for all)
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --quiet -m "$(TESTS)" -k "not full_disk" $(ARGS) # it fills coverage's disk too
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --skip-covered
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest --quiet -m "$(TESTS)" -k "not full_disk" $(ARGS) # it fills coverage's disk too
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered
 	$(BIN)/python benchmarks/bench_coverage.py --tests "$(TESTS)"
 
 .PHONY: mutants

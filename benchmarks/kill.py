@@ -7,7 +7,8 @@ A job runs once undisturbed: its time, the moment of its first trace on the disk
 what it leaves are the reference. Then it is started anew, its process group is killed at a drawn
 moment, and the same command is started again, which may be killed too (one to three kills a case);
 the last start is left alone and has to end well and leave the very same. Three quarters of the
-moments are drawn between the first trace and the end, the others between the start and the end.
+moments are drawn over the time between the first trace and the end, and counted from the killed
+start's own first trace, so that a busy machine moves none of them; the others over the whole time.
 A kill counts as one within the work where the killed start had left its first trace by then.
 Training is started in forks of a process that has imported its libraries, which take longer than
 the little that is trained.
@@ -33,6 +34,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -263,15 +265,22 @@ def _hash(data: bytes) -> str:
 # -- killing
 
 
-def _start(job: Job, moment: float | None, log: Path) -> Run:
-    """Start a job, and kill all of its processes after so many seconds, should it last so long."""
+def _start(job: Job, log: Path, moment: float = inf, *, at_work: bool = False) -> Run:
+    """Start a job, and kill all of its processes after so many seconds, should it last so long.
+
+    `at_work` counts them from the first trace.
+    """
     env = {**os.environ, "OMP_NUM_THREADS": "1", **job.env}
     begun = None
     process = _Warm(job.command, env, log) if job.warm else _Cold(job.command, env, log)
     began = time.monotonic()
-    while process.poll() is None and (moment is None or time.monotonic() - began < moment):
+    while process.poll() is None:
+        now = time.monotonic() - began
         if begun is None and job.traces(process.pid):
-            begun = time.monotonic() - began
+            begun = now
+        since = begun if at_work else 0.0
+        if since is not None and now - since >= moment:
+            break
         time.sleep(0.002)
     for kill in (os.killpg, os.kill):  # of a group of its own, once it has made that
         with suppress(ProcessLookupError):
@@ -321,7 +330,7 @@ def _in_fork(command: list[str], env: dict[str, str], log: Path) -> None:
 
 def _measured(job: Job, kills: int, draw: random.Random, log: Path) -> dict[str, Any]:
     job.fresh()
-    whole = _start(job, None, log)
+    whole = _start(job, log)
     if whole.status or whole.begun is None:
         sys.exit(f"the undisturbed job failed: {whole.said}")
     reference = job.left()
@@ -330,14 +339,15 @@ def _measured(job: Job, kills: int, draw: random.Random, log: Path) -> dict[str,
         job.fresh()
         own: list[float] = []
         for _ in range(min(draw.randint(1, MOST), kills - len(moments))):
-            early = 0.0 if draw.random() < 0.25 else whole.begun
-            run = _start(job, draw.uniform(early, whole.seconds), log)
+            at_work = draw.random() < 0.75
+            moment = draw.uniform(0, whole.seconds - at_work * whole.begun)
+            run = _start(job, log, moment, at_work=at_work)
             if run.status != -signal.SIGKILL:
                 break
             own.append(round(run.seconds, 3))
             within += run.begun is not None
         else:
-            run = _start(job, None, log)
+            run = _start(job, log)
         moments += own
         cases += bool(own)  # a start that ended before its moment was not killed
         found = job.left() if run.status == 0 else {}

@@ -13,7 +13,7 @@ from cot_builder.errors import UserError
 from cot_builder.records import Decomposition, Section
 from cot_builder.sections import compile_headings
 from cot_builder.vocabulary import LABELS, REGIONS
-from knowledge_banks import Banks, expand, load_banks
+from knowledge_banks import Banks, expand, load_banks, load_prompt, load_withheld
 from knowledge_banks.loader import FOLDER
 from knowledge_banks.shapes import SHAPES
 
@@ -321,9 +321,34 @@ def test_a_folder_without_banks_is_refused(tmp_path: Path) -> None:
         load_banks(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no bank in this folder.*signs\.toml"):
         load_banks(tmp_path)
+    (tmp_path / "signs.toml").symlink_to("gone")
+    with pytest.raises(UserError, match=r"signs\.toml is missing"):
+        load_banks(tmp_path)
+    (tmp_path / "signs.toml").unlink()
     (tmp_path / "signs.toml").mkdir()
     with pytest.raises(UserError, match=r"signs\.toml cannot be read"):
         load_banks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("chains.schema.json", "{", "is not valid JSON"),
+        (
+            "withheld.toml",
+            '[[pattern]]\nname = "id"\nany = ["("]',
+            "a list .* of regular",
+        ),
+        ("withheld.toml", '[[pattern]]\nany = ["x"]', "a name and a list"),
+    ],
+)
+def test_a_slip_in_a_prompt_of_ones_own_is_named(
+    tmp_path: Path, file: str, text: str, told: str
+) -> None:
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / file).write_text(text)
+    with pytest.raises(UserError, match=rf"{file}\W.*{told}"):
+        load_withheld(tmp_path) if file == "withheld.toml" else load_prompt("chains", tmp_path)
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def test_values_are_the_package_s_and_an_empty_prediction_is_zero(model: str) ->
 def test_what_is_missing_is_told(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--bertscore-layer"):
         measure_bertscore(PAIRS, model)
+    with pytest.raises(UserError, match=r"--bertscore \S+/gone: no such model"):
+        measure_bertscore(PAIRS, f"{model}/gone", layer=2)
     monkeypatch.setitem(sys.modules, "bert_score", None)
     (score,) = measure_bertscore(PAIRS, model, layer=2).scores
     assert score.value is None

@@ -93,6 +93,8 @@ def test_runs_are_compared_on_shared_studies_with_holm_over_all_tests() -> None:
     assert found.test.n == 10
     assert found.test.nonzero == 9
     assert found.corrected == found.test.p
+    with pytest.raises(UserError, match="a and full share no study"):
+        compare_runs(runs | {"full": runs["full"].head(0)}, "full", ["ROUGE-L"])
 
 
 # -- tables, figures, claims

@@ -205,6 +205,17 @@ def test_a_budget_is_never_overstepped(tmp_path: Path) -> None:
             assert 0.9 * budget < spent <= budget
 
 
+def test_a_batch_that_may_cost_more_than_the_budget_is_not_sent(tmp_path: Path) -> None:
+    prices = {"price_in": 1.0, "price_out": 10.0, "budget": 0.001}
+    with Double(lambda text, schema: ECHO) as server:
+        with (
+            client(server, tmp_path / "c", **prices) as one,
+            pytest.raises(UserError, match=r"--llm-budget 0.001 USD: 0.0000 are spent, .* cost"),
+        ):
+            one.fill([Request.of(PROMPT, str(n)) for n in range(100)], batch=True)
+        assert not server.batches
+
+
 def test_the_estimate_comes_before_the_first_call(tmp_path: Path) -> None:
     with Double(lambda text, schema: ECHO) as server:
         requests = [Request.of(PROMPT, str(n)) for n in range(100)]

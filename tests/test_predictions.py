@@ -63,6 +63,8 @@ def test_csv_as_pandas_writes_it_and_ids_as_mimic_spells_them(tmp_path: Path) ->
     references = lines(tmp_path / "r.jsonl", report("s50414267"))
     (found,) = read_pairs(file, references).pairs
     assert found.prediction == "No effusion,\nno edema."
+    with_gap = lines(tmp_path / "gap.jsonl", report(50414267.0))  # a column that had a gap
+    assert len(read_pairs(with_gap, references).pairs) == 1
 
 
 SENTENCE = {"text": "a", "boxes": [[1, 2, 3, 4]]}
@@ -94,6 +96,14 @@ def test_what_is_wrong_with_a_file_is_told_with_its_line(
         read_predictions(file)
     assert told in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read predictions .*gone\.jsonl: No such file"):
+        read_predictions(tmp_path / "gone.jsonl")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest\.json is not JSON"):
+        read_predictions(tmp_path)
 
 
 def test_predictions_of_other_studies_are_refused(tmp_path: Path) -> None:

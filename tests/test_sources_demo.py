@@ -54,6 +54,30 @@ def test_corpus(tmp_path: Path) -> None:
     ]
 
 
+def test_a_box_that_fits_neither_words_nor_image_is_told_and_the_report_stays(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("L", (30, 20)).save(tmp_path / "images/a.png")
+    (tmp_path / "images/b.png").write_bytes(b"no image")
+    boxes = [
+        {"phrase": phrase, "label": "No Finding", "xyxy": corners}
+        for phrase, corners in (("Clear", [1, 2, 9, 9]), ("gone", [1, 2, 9, 9]),
+                                ("Clear", [40, 2, 50, 9]))
+    ]  # fmt: skip
+    images = [{"path": f"images/{name}.png", "boxes": boxes} for name in "ab"]
+    (tmp_path / "studies.jsonl").write_text(study(1, images=images))
+    options = SourceOptions(root=tmp_path, banks=BANKS, check_images=True)
+    (task,) = get_source("demo").plan(options).tasks
+    found = get_source("demo").load(task, options)
+    assert found.report
+    assert [box.xyxy for phrase in found.report.grounded for box in phrase.boxes] == [(1, 2, 9, 9)]
+    assert sorted(reject.reason for reject in found.rejects) == [
+        "box_outside", "box_without_image", "box_without_image", "image_unreadable",
+        "phrase_not_in_report", "phrase_not_in_report",
+    ]  # fmt: skip
+
+
 def test_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no studies\.jsonl"):
         get_source("demo").plan(SourceOptions(root=tmp_path, banks=BANKS))
