@@ -86,6 +86,15 @@ SENTENCES = [
     ("Differential considerations include edema, atypical infection, and aspiration.", "ED?W PN?W PN?W"),
     ("Opacities have, if anything, increased, most in keeping with pneumonia.", "LO+W PN+W"),
     ("Effusions have not changed, nor has the associated bibasilar atelectasis.", "PE+W AT+W"),
+    # What is borderline is doubtful; an explanation's "or" does not reach what it explains.
+    ("Borderline cardiomegaly and small effusion.", "CM?CS PE+W"),
+    ("No borderline cardiomegaly.", "CM-CS"),
+    ("Distortion of the right hilum which may be postsurgical versus neoplastic.", "--+RH LL?RH"),
+    ("Improved consolidation with mild residual or recurrent pneumonia.", "CO+W PN?W"),
+    ("Costophrenic XXXX are blunted, XXXX corresponding to small effusions.", "PE+W PE?W"),
+    ("Crowding without typical findings of pulmonary edema.", "--+W ED-W"),
+    ("Deformity of the right anterior 7th rib, XXXX remote fracture.", "FX+R FX?R"),
+    ("Diffuse right-sided airspace disease.", "LO+R"),
     # What heads no clause lends its place to none.
     ("PICC tip in the SVC, better aeration at the right base, and an effusion.", "SD+ME PE+W"),
     ("A stimulator projects over the left chest.", "SD+L"),

@@ -393,6 +393,7 @@ def regions_of(observation: Observation, places: Sequence[Place]) -> frozenset[s
 def _regions_of_sites(places: Sequence[Place]) -> tuple[set[str], set[Side | None]]:
     """Return the regions of the sites among places, and the sides that no site took."""
     strong = any(site is not None and not weak for _, site, weak in places)
+    one_sided = any(side in ("left", "right") for side, _, _ in places)
     lone = {side for side, site, _ in places if site is None}
     regions: set[str] = set()
     waiting: list[Site] = []  # for a side behind them
@@ -400,7 +401,7 @@ def _regions_of_sites(places: Sequence[Place]) -> tuple[set[str], set[Side | Non
     for side, site, weak in places:
         if site is None:
             current = side
-        elif not (weak and strong):
+        elif not (weak and (strong or (side == "both" and one_sided))):
             if _takes_side(side, site, current):
                 side = current
                 lone.discard(current)

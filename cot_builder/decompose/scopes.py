@@ -52,7 +52,7 @@ def _stays_held(cue: Cue, held: Hold, i: int) -> bool:
     if held.means == "negative":
         return cue.means in _HEDGING
     if held.means == "uncertain":  # "most likely | due to atelectasis": the hedge stands
-        return cue.means == "link" and i - held.cue <= 2
+        return cue.means == "link" and i - held.cue <= 3
     return held.means == "drop"
 
 
@@ -225,11 +225,12 @@ def _yields(held: str, means: str, *, hedge_behind: bool) -> bool:
 
 def _read_mask(p: Parse, i: int) -> None:
     """Read a masked word that leads to an explanation as a hedge: "opacities, XXXX atelectasis"."""
-    head = next((m for m in reversed(p.mentions) if m.last < i and not m.said), None)
+    head = next((m for m in reversed(p.mentions) if m.last < i and _can_be_explained(m)), None)
     if p.terms[i - 1].accompanies or p.at(i + 1).join or p.scope[i].means == "negative":
         return
     linked = p.at(i + 1).forward.means == "link"
-    if head is None and not (linked and p.text(i - 1) in p.lexicon.refers):
+    refers = p.text(i - 1) in p.lexicon.refers or p.at(i - 1).relative
+    if head is None and not (linked and refers):
         return  # but "this XXXX represents" explains the sentence before
     if linked and p.terms[i + 1].text.endswith(("consistent with", "compatible with")):
         return
@@ -245,6 +246,10 @@ def _read_mask(p: Parse, i: int) -> None:
         return
     p.cues.append(Reached("uncertain", i, first, last))
     p.scope[first : last + 1] = [Hold("uncertain", i)] * (last + 1 - first)
+
+
+def _can_be_explained(mention: Mention) -> bool:
+    return not (mention.said and (mention.denied or mention.observation.normal))
 
 
 def _parts_from_mask(between: list[Term]) -> bool:
@@ -267,7 +272,7 @@ def _assert_mentions(p: Parse) -> None:
     explained: Mention | None = None
     for mention in p.mentions:
         if mention.said:
-            if not mention.denied and not mention.observation.normal:
+            if _can_be_explained(mention):
                 explained = mention
         else:
             held = p.scope[mention.first]
@@ -290,6 +295,10 @@ def _judge(p: Parse, mention: Mention, held: Hold) -> None:
     if held.means == "negative" or (held.means == "uncertain" and not mention.observation.fact):
         mention.assertion = "negative" if held.means == "negative" else "uncertain"
         mention.cue, mention.by = _cue_id(p.terms[held.cue], held.means), held.cue
+    elif p.roles & Role.SEVERITY and mention.assertion == "positive":
+        at = p.before(mention.first - 1, lambda t: in_phrase(t) and t.severity != "borderline")
+        if p.at(at).severity == "borderline":  # "borderline cardiomegaly"
+            mention.assertion, mention.cue, mention.by = "uncertain", "borderline", at
 
 
 def _cue_id(term: Term, means: str) -> str:
@@ -319,12 +328,16 @@ def _alternatives(p: Parse) -> None:
     for index, (left, right) in enumerate(pairwise(free)):
         between = p.terms[left.last + 1 : right.first]
         joins = [t.join for t in between]
-        if "or" not in joins or ";" in joins or left.denied or right.denied:
+        if "or" not in joins or left.denied or right.denied:
             continue
-        if any(t.verb and not t.modifier for t in between) or _is_of_change(p, left):
+        parted = any((t.verb and not t.modifier) or t.breaks for t in between)
+        # "Distortion that may be scar versus tumor": the distortion is none of the two.
+        hedged = any(t.forward.means in _HEDGING for t in between[: joins.index("or")])
+        if parted or hedged or _is_of_change(p, left):
             continue
         right.linked_to = right.linked_to or left.linked_to
-        _offer(left)
+        if not any(t.accompanies for t in between):  # "opacity with new or residual pneumonia"
+            _offer(left)
         _offer(right)
         if "," in joins:  # "A, B, or C"
             while index > 0 and _is_list_gap(p.terms[free[index - 1].last + 1 : free[index].first]):
