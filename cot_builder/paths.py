@@ -106,7 +106,15 @@ def opened(path: Path, *, block: int = BLOCK) -> BinaryIO:
     """
     if not is_remote(path):
         return path.open("rb")
-    return io.BufferedReader(_Ranges(path), block)
+    return _Blocks(_Ranges(path), block)
+
+
+class _Blocks(io.BufferedReader):
+    """Lines are read through the buffer: TextIOWrapper asks for 8 KiB, which were a request."""
+
+    def read1(self, size: int = -1) -> bytes:
+        self.peek()
+        return super().read1(size)
 
 
 class _Ranges(io.RawIOBase):

@@ -28,7 +28,7 @@ from cot_builder.errors import UserError
 from cot_builder.images import Scaling
 from cot_builder.parts import Portion, build_part, merge
 from cot_builder.paths import is_remote, where
-from cot_builder.pipeline import BuildOptions, Job, Worker, build
+from cot_builder.pipeline import BuildOptions, Job, Worker, build, make_outline
 from cot_builder.sources import SourceOptions
 from cot_builder.sources.demo import CORPUS
 from knowledge_banks import load_banks
@@ -280,6 +280,23 @@ def test_mimic_on_a_bucket_is_mimic_on_a_disk(store: Store, mimic: Path, tmp_pat
     assert local["rejects"]["by_reason"].keys() >= {"not_utf8", "image_truncated"}
     images = [image for row in read_studies(tmp_path / "far") for image in row["images"]]
     assert [(image["width"], image["height"]) for image in images] == [(900, 700)]
+
+
+def test_a_plan_lists_a_tree_once_and_reads_a_table_in_one_request(
+    store: Store, mimic: Path
+) -> None:
+    # More than the 8 KiB that text is read by.
+    if (table := mimic / "mimic-cxr/cxr-study-list.csv").exists():
+        table.write_text(table.read_text() + "1,1,files/none.txt\n" * 1000)
+    store.upload(mimic, f"{BUCKET}/release")
+    store.requests.clear()
+    make_outline(options("out", f"{BUCKET}/release", source="mimic"))
+    asked = "\n".join(store.requests)
+    whole = re.findall(r"prefix=release/([\w-]+)/files/&delimiter=&", asked)
+    assert "mimic-cxr" in whole
+    assert len(whole) == len(set(whole))
+    assert asked.count("GET /bucket/release/mimic-cxr/cxr-study-list.csv") == table.exists()
+    assert "none.txt" not in asked
 
 
 def test_a_store_that_fails_stops_the_build_and_sets_no_study_aside(

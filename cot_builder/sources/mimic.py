@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -85,6 +87,7 @@ class _Layout(NamedTuple):
     metadata: Path | None
     split: Path | None
     image_names: Path | None
+    listed: Callable[[Path], list[str]]  # the files below a folder of a store, asked once
 
     def named(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -202,14 +205,14 @@ def official(root: Path, rejects: Rejects) -> Official:
 def _find_layout(root: Path) -> _Layout:
     if not root.is_dir():
         raise UserError(f"--root {root} is a file; expected {HOLDS}")
-    folders = _folders(root)
+    folders, listed = _folders(root), cache(files_below)
 
     def find(pattern: str) -> Path | None:
         return find_file(folders, pattern)
 
     study_list = find(_STUDY_LIST)
     first = [study_list.parent] if study_list else []
-    reports = next((folder for folder in [*first, *folders] if _holds_reports(folder)), None)
+    reports = next((f for f in [*first, *folders] if _holds_reports(f, listed)), None)
     if reports is None:
         raise UserError(
             f"--root {root}: found no files/pNN/pNNNNNNNN/sNNNNNNNN.txt in it, nor below "
@@ -230,6 +233,7 @@ def _find_layout(root: Path) -> _Layout:
         metadata=metadata,
         split=split,
         image_names=names,
+        listed=listed,
     )
 
 
@@ -238,12 +242,12 @@ def _folders(root: Path) -> list[Path]:
     return folders_below(root, _FOLDERS)
 
 
-def _holds_reports(folder: Path) -> bool:
+def _holds_reports(folder: Path, listed: Callable[[Path], list[str]]) -> bool:
     # The JPG tree has no text files, and to learn that takes a walk through all of it.
     if "mimic-cxr-jpg" in folder.parts[-2:]:
         return False
     if is_remote(folder):  # a glob of it lists folder after folder
-        return any(map(_REPORT_FILE.fullmatch, _walk(folder)))
+        return any(map(_REPORT_FILE.fullmatch, _walk(folder, listed)))
     return next(folder.glob("files/p[0-9]*/p[0-9]*/s*.txt"), None) is not None
 
 
@@ -267,8 +271,10 @@ def _have_images(layout: _Layout, images: Images) -> bool:
     folder = layout.images or layout.reports
     named = (images_of_study[0].path for images_of_study in images.values())
     if is_remote(folder):
+        if any((layout.root / path).exists() for path in islice(named, 2)):
+            return True  # as mostly, without a listing of them all
         start = f"{_below(layout.root, folder)}files/"
-        there = {start + name for name in files_below(folder / "files")}
+        there = {start + name for name in layout.listed(folder / "files")}
         return not there.isdisjoint(named)
     return (folder / "files").is_dir() and any((layout.root / path).exists() for path in named)
 
@@ -291,7 +297,7 @@ def _notes(layout: _Layout, left: Images, have_images: bool) -> Iterator[str]:
 
 
 def _studies(layout: _Layout, rejects: Rejects) -> dict[str, _Study]:
-    on_disk = sorted(_walk(layout.reports))
+    on_disk = sorted(_walk(layout.reports, layout.listed))
     if layout.study_list:
         return _listed_studies(layout, set(on_disk), rejects)
     studies: dict[str, _Study] = {}
@@ -321,7 +327,8 @@ def _listed_studies(layout: _Layout, on_disk: set[str], rejects: Rejects) -> dic
             rejects.add(place, "path_outside_root", detail, study.study_id)
         else:
             named.add(study.path)
-            if study.path in on_disk or (layout.reports / study.path).is_file():
+            walked = _TEXT_FILE.fullmatch(study.path)  # then the walk has found it, or nobody will
+            if study.path in on_disk or (not walked and (layout.reports / study.path).is_file()):
                 _keep(studies, study, layout, rejects)
             else:
                 detail = f"{place} names the report, and there is no such file"
@@ -339,10 +346,10 @@ def _keep(studies: dict[str, _Study], study: _Study, layout: _Layout, rejects: R
         rejects.add(_file(layout, study), "duplicate_id", detail, study.study_id)
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _walk(folder: Path, listed: Callable[[Path], list[str]]) -> Iterator[str]:
     """Yield the text files of `files` and two levels of folders in it, as paths from the folder."""
     if is_remote(folder):
-        found = (f"files/{name}" for name in files_below(folder / "files"))
+        found = (f"files/{name}" for name in listed(folder / "files"))
         return (path for path in found if _TEXT_FILE.fullmatch(path))
 
     def inside(path: str, below: str, levels: int) -> Iterator[str]:
@@ -467,7 +474,7 @@ def _from_folders(
     below = _below(layout.root, folder)
     listed: dict[str, list[str]] = {}
     if is_remote(folder):  # whose folders would be a request each
-        for path in files_below(folder / "files"):
+        for path in layout.listed(folder / "files"):
             parent, _, name = f"files/{path}".rpartition("/")
             listed.setdefault(parent, []).append(name)
     for study in studies.values():

@@ -7,6 +7,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -90,13 +91,12 @@ def folders_below(root: Path, patterns: Iterable[str]) -> list[Path]:
 
 def find_file(folders: Iterable[Path], pattern: str) -> Path | None:
     """Return the first file of a pattern, plain or .gz, the last version first."""
-    found = (
-        path
-        for folder in folders
-        for suffix in ("", ".gz")
-        for path in sorted(folder.glob(pattern + suffix), reverse=True)
-    )
-    return next(found, None)
+    for folder in folders:
+        near = sorted(folder.glob(f"{pattern}*"), reverse=True)  # one request of a store
+        for fits in (pattern, f"{pattern}.gz"):
+            if found := next((path for path in near if fnmatch(path.name, fits)), None):
+                return found
+    return None
 
 
 def read_bytes(path: Path) -> bytes:
