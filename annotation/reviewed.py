@@ -90,6 +90,8 @@ def _write(
             "studies": len(kept),
             "sha256": write_shard(out / shard["file"], kept, scratch=out),
         }
+        if manifest.get("images"):
+            _take_images(dataset, out, kept)
     if missing:
         raise UserError(
             f"{len(missing)} reviewed studies are not in {dataset}, first {min(missing)}: the "

@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from knowledge_banks import load_banks
 # `make test` keeps a file on one worker: one server for all of it.
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 
+CLI = str(Path(sys.executable).with_name("cot-builder"))
 ANN, BOB = "ann@hospital.org", "bob@hospital.org"
 PASSWORD = "a-Password-of-tests-1"
 
@@ -355,7 +357,12 @@ def test_one_project_with_a_tab_for_each_reader_on_a_server_given_by_its_address
     server: Server, boxed: Path, readers: dict[str, Annotator], tmp_path: Path
 ) -> None:
     where = ("--url", server.account.url, "--images", CORPUS, "--reviews", tmp_path / "log")
-    to = ("--annotator", ANN, "--annotator", BOB, "--title", "tabs", "--sample", "3")
+    chosen = ("--sample", "3", "--strategy", "disagreement", "--against")
+    assert "no labels differ" in cot("push", boxed, *where, *chosen, boxed, fails=True)
+    others = tmp_path / "others.csv"
+    rows = (f"{row['study_id']},1,1\n" for row in read_studies(boxed))
+    others.write_text("study_id,Pneumonia,Fracture\n" + "".join(rows))
+    to = ("--annotator", ANN, "--annotator", BOB, "--title", "tabs", *chosen, others)
     out = cot("push", boxed, *where, *to, LABEL_STUDIO_API_KEY=server.account.token)
     (project,) = projects(out)
     tabs = {
@@ -440,9 +447,18 @@ def test_a_server_that_dies_in_the_middle_of_a_push(
     with pytest.raises(UserError, match=r"broke|nothing answers"):
         studio.push(opened, project, requests, model_version=task.model_version, progress=kill)
     server.stack.close()
+    # Started as a lead does it; the same folder has the same account.
+    serve = ("review", "serve", "--images", str(CORPUS), "--folder", str(server.folder))
+    command = [CLI, *serve, "--port", str(server.port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        assert served.stdout
+        assert f"password  {server.account.password}\n" in iter(served.stdout.readline, "")
+        opened = studio.connect(server.account.url, server.account.token)
+        sent = studio.push(opened, project, requests, model_version=task.model_version)
+        served.terminate()
+        assert "Label Studio was stopped" in served.stdout.read()
+    assert served.returncode == 0
     server.start()
-    opened = studio.connect(server.account.url, server.account.token)
-    sent = studio.push(opened, project, requests, model_version=task.model_version)
     assert 0 < sent.known < 160
     assert sent.new + sent.known == 160
     there = server.lead.get("/api/tasks", params={"project": project, "page_size": 400}).json()

@@ -33,10 +33,12 @@ from annotation.tasks import (
 from cot_builder.boxes import Box
 from cot_builder.dataset import read_manifest, read_studies
 from cot_builder.errors import UserError
+from cot_builder.images import Scaling, derivative
 from cot_builder.pipeline import BuildOptions, build
 from cot_builder.records import Chain, Row
 from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
+from tests.commands import refused, well
 
 FINDINGS = "There is a small left effusion.\nPatchy opacity at the right base. No pneumothorax."
 IMPRESSION = "Possible pneumonia & <b>small</b> effusion."
@@ -624,6 +626,57 @@ def test_reviews_give_a_new_dataset_and_the_same_bytes_again(demo: Path, tmp_pat
     assert after["demo-004"]["labels"]["Fracture"] == 1
     chains = sum(sum(counts.values()) for counts in manifest["chains"].values())
     assert chains == sum(len(row["chains"]) for row in after.values())
+
+
+def test_reduced_images_follow_but_not_those_of_rejected_studies(tmp_path: Path) -> None:
+    scaled, out = tmp_path / "scaled", tmp_path / "out"
+    release = SourceOptions(banks=load_banks())
+    build(BuildOptions(source="demo", release=release, out=scaled, scaling=Scaling(0.1)))
+    (task,) = pushed(scaled, tmp_path / "log", "demo-002")
+    apply_reviews(scaled, decide([submit(task, result(task) + verdict("reject"))]), out)
+    assert task.image
+    gone = {derivative(task.image.path)}
+    before, after = ({str(p.relative_to(d)) for p in d.rglob("*.jpg")} for d in (scaled, out))
+    assert before - after == gone
+    with pytest.raises(UserError, match="out exists: a reviewed dataset is a new folder"):
+        apply_reviews(scaled, {}, out)
+
+
+def test_commands_tell_what_they_changed_or_miss(demo: Path, tmp_path: Path) -> None:
+    log, server = tmp_path / "log", tmp_path / "server"
+    place = ("--reviews", log, "--server", server)
+    assert "holds no tasks; --reviews names another" in refused("review", "pull", demo, *place)
+    (task,) = pushed(demo, log, "demo-004")
+    assert f"no server was started in {server}" in refused("review", "pull", demo, *place)
+    server.mkdir()
+    (server / "account.json").write_text("{}")
+    assert "account.json is damaged" in refused("review", "pull", demo, *place)
+    export = tmp_path / "export.json"
+    for text, told in (("{", "cannot be read as JSON"), ("{}", "expected the list of tasks")):
+        export.write_text(text)
+        assert told in refused("review", "pull", demo, "--from", export, *place)
+    assert "no reviews in" in refused("review", "diff", demo, "--reviews", log)
+
+    moved = edited(task, lambda rows: relabel(rows, "c0", "anatomy", "spine"))
+    export.write_text(json.dumps([exported(task, ("a@x", moved))]))
+    assert "1 new annotations" in well("review", "pull", demo, "--from", export, *place)
+    edits, learnt = tmp_path / "edits.jsonl", tmp_path / "learnt.toml"
+    well("review", "diff", demo, "--reviews", log, "--out", edits)
+    (edit,) = read_lines(edits)
+    assert (edit["op"], edit["fields"], edit["after"]["regions"]) == (
+        "changed",
+        ["regions"],
+        ["spine"],
+    )
+    well("review", "learn", demo, "--reviews", log, "--least", "1", "--out", learnt)
+    assert 'after = "spine"' in learnt.read_text()
+    nowhere = ("--reviews", log, "--out", tmp_path / "export.json/x")
+    for command in ("diff", "agree"):
+        assert "cannot be written" in refused("review", command, demo, *nowhere)
+
+    (log / "tasks.jsonl").write_text("")
+    reviews, rejects = read_reviews(log)
+    assert (reviews, [reject.reason for reject in rejects]) == ([], ["not_pushed"])
 
 
 def test_reviews_of_another_build_are_refused(demo: Path, tmp_path: Path) -> None:
