@@ -213,7 +213,7 @@ def _rewarded(row: Row, frame: Frame) -> Row:
 
 
 def texts(rows: Dataset) -> Iterator[str]:
-    """Yield every prompt and completion, for a tokenizer to learn from or a check to measure."""
+    """Yield every prompt and completion, for a tokenizer to learn from."""
     for row in rows.remove_columns("images"):
         yield row["prompt"][0]["content"]
         answer: Any = row["completion"][0]["content"] if "completion" in row else row["solution"]

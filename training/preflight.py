@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 import shutil
@@ -24,7 +25,6 @@ from cot_builder.answers import Answer, AnswerError
 from cot_builder.boxes import Frame, Size
 from cot_builder.errors import UserError
 from training.checkpoints import read_checkpoint
-from training.conversations import texts
 from training.models import part_of
 from training.rewards import REWARDS
 from training.run import (
@@ -43,6 +43,7 @@ from training.stage import Job
 # Modes that the models' processors read as they are; others come out white, or not at all.
 _MODES: Final = ("L", "RGB", "RGBA", "1", "P")
 _LOOKED_AT: Final = 200
+_MEASURED: Final = 1000
 _GIB: Final = 2**30
 
 
@@ -148,29 +149,26 @@ def images(look: Look) -> str:
 
 def templates(look: Look) -> str:
     """Every answer can be read back, and no text holds a token of the chat template."""
-    for text in texts(look.rows):
+    answers = _answers(look)
+    for text in (*_prompts(look), *answers):
         if "<|" in text:
             raise ProblemError(f"a text holds what reads as a special token: {text!r:.100}")
-    if look.stage != "adapter":
-        for sample in pick_samples(look.rows, len(look.rows)):
-            try:
-                if sample.right:
-                    Answer.parse(sample.right)
-            except AnswerError as error:
-                raise ProblemError(f"{sample.right!r:.100} is no answer: {error}") from None
+    for text in answers if look.stage != "adapter" else ():
+        try:
+            Answer.parse(text)
+        except AnswerError as error:
+            raise ProblemError(f"{text!r:.100} is no answer: {error}") from None
     return ", ".join(sorted({used.rpartition("+")[0] or used for used in look.rows["template"]}))
 
 
 def lengths(look: Look) -> str:
-    """The longest prompt with its image and answer fits the model; answers fit `completion`."""
+    """The longest prompt with its image and answer fits the model; answers fit `completion`.
+
+    Tokens are counted of the texts with the most characters, since a release has millions.
+    """
     config = AutoConfig.from_pretrained(look.base)
     most = config.get_text_config().max_position_embeddings
-    count = look.processor.tokenizer
-    prompts = [row[0]["content"] for row in look.rows["prompt"]]
-    column = look.rows["solution" if look.stage == "svr" else "completion"]
-    answers = [row if isinstance(row, str) else row[0]["content"] for row in column]
-    answered = max((len(count(text)["input_ids"]) for text in set(answers)), default=0)
-    asked = max(len(count(text)["input_ids"]) for text in set(prompts))
+    answered, asked = (_most_tokens(look, found(look)) for found in (_answers, _prompts))
     seen = max(_image_tokens(look), default=0)
     if look.stage == "svr":
         room = look.settings.completion
@@ -187,6 +185,21 @@ def lengths(look: Look) -> str:
             f"more than the model's {most:,}: lower [model] max_pixels"
         )
     return f"at most {total:,} of {most:,} tokens, {seen:,} of the image"
+
+
+def _prompts(look: Look) -> list[str]:
+    return list(dict.fromkeys(row[0]["content"] for row in look.rows["prompt"]))
+
+
+def _answers(look: Look) -> list[str]:
+    if look.stage == "svr":
+        return [text for text in dict.fromkeys(look.rows["solution"]) if text]
+    return list(dict.fromkeys(row[0]["content"] for row in look.rows["completion"]))
+
+
+def _most_tokens(look: Look, found: list[str]) -> int:
+    longest = heapq.nlargest(_MEASURED, found, key=len)
+    return max(map(len, look.processor.tokenizer(longest)["input_ids"])) if longest else 0
 
 
 def _image_tokens(look: Look) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -49,7 +50,9 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            typer.echo(f"cot-builder: {error}", err=True)
+            # All of torchrun's processes end so: one on each node speaks for its neighbours.
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                typer.echo(f"cot-builder: {error}", err=True)
             raise typer.Exit(1) from None
 
 

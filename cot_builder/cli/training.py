@@ -210,7 +210,8 @@ def _run(
             raise UserError(f"{wrong} of {len(findings)} checks failed; nothing was trained")
         if not check:
             last = train(options)
-            typer.echo(f"trained {', '.join(stages)} → {last}")
+            if is_first():
+                typer.echo(f"trained {', '.join(stages)} → {last}")
 
 
 def _report(findings: Sequence[Finding], *, whole: bool) -> None:
