@@ -52,7 +52,7 @@ tutorial: $(VENV)/dev.installed ## run docs/tutorial.md, and write what it print
 	$(BIN)/python docs/woven.py docs/tutorial.md knowledge_banks/README.md
 
 .PHONY: bench
-bench: bench-decompose bench-build bench-browse bench-images bench-metrics bench-review bench-llm ## all benchmarks; results in benchmarks/results
+bench: bench-decompose bench-build bench-browse bench-images bench-metrics bench-review bench-llm bench-remote ## all benchmarks; results in benchmarks/results
 
 .PHONY: bench-decompose
 bench-decompose: $(VENV)/dev.installed .venv-medspacy/medspacy.installed ## decomposer beside medspaCy
@@ -119,6 +119,10 @@ bench-kill: $(VENV)/dev.installed ## build, publish, review pull and train kille
 .PHONY: shots
 shots: $(VENV)/dev.installed ## the pages of `cot-builder browse` as a browser shows them, in out/shots (needs chromium)
 	COT_BUILDER_SHOTS=out/shots $(BIN)/python -m pytest --quiet tests/test_workbench.py tests/test_workbench_run.py -k accessible $(ARGS)
+
+.PHONY: bench-remote
+bench-remote: $(VENV)/dev.installed ## build, show and stats in a bucket 20 ms away beside a local folder
+	$(BIN)/python benchmarks/bench_remote.py
 
 .PHONY: bench-llm
 bench-llm: $(VENV)/dev.installed ## the client of a language model against a local server
