@@ -30,6 +30,7 @@ from cot_builder.dataset import (
 from cot_builder.errors import UserError
 from cot_builder.images import derivative
 from cot_builder.labels import report_labels
+from cot_builder.paths import is_remote, opened
 from cot_builder.pipeline import count_study, tallies
 from cot_builder.records import Chain, Rejected, Row
 
@@ -118,6 +119,10 @@ def _take_images(dataset: Path, out: Path, rows: Iterable[Row]) -> None:
     """Link the reduced images of the studies that stay: those of rejected ones must not follow."""
     for path in (derivative(image["path"]) for row in rows for image in row["images"]):
         (out / path).parent.mkdir(parents=True, exist_ok=True)
+        if is_remote(dataset):
+            with opened(dataset / path) as file:
+                (out / path).write_bytes(file.read())
+            continue
         try:
             (out / path).hardlink_to(dataset / path)
         except FileExistsError:
