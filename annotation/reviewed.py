@@ -17,6 +17,7 @@ from rich.text import Text
 from annotation.readers import Decision, latest
 from annotation.reviews import OUTCOMES, Edit, Review
 from annotation.tasks import Task
+from cot_builder.counts import count_study, tallies
 from cot_builder.dataset import (
     MANIFEST,
     REJECTS,
@@ -31,7 +32,6 @@ from cot_builder.errors import UserError
 from cot_builder.images import derivative
 from cot_builder.labels import report_labels
 from cot_builder.paths import is_remote, opened
-from cot_builder.pipeline import count_study, tallies
 from cot_builder.records import Chain, Rejected, Row
 
 OPS: Final = ("kept", "changed", "deleted", "added")

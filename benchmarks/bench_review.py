@@ -29,7 +29,8 @@ from annotation.batch import Images, checked, review_batch
 from annotation.interface import interface
 from annotation.log import TASKS, append, read_reviews, read_tasks, record
 from annotation.server import VERSION, serving
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from cot_builder.sources.demo import CORPUS
 from knowledge_banks import load_banks

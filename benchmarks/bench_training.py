@@ -21,7 +21,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from cot_builder.boxes import Frame, Pixels
 from cot_builder.images import Scaling
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
 from training.recipe import load_recipe

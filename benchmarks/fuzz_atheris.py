@@ -153,7 +153,8 @@ def llm() -> Callable[[bytes], None]:
 def _task() -> Any:
     from annotation.tasks import review_task
     from cot_builder.dataset import read_studies
-    from cot_builder.pipeline import BuildOptions, build
+    from cot_builder.pipeline import build
+    from cot_builder.shards import BuildOptions
     from cot_builder.sources import SourceOptions
     from knowledge_banks import load_banks
 

@@ -145,7 +145,8 @@ def pull(folder: Path) -> Iterator[Job]:
     from annotation.log import ANNOTATIONS, PROJECTS, REJECTS, append
     from annotation.log import TASKS as SENT
     from annotation.server import serving
-    from cot_builder.pipeline import BuildOptions, build
+    from cot_builder.pipeline import build
+    from cot_builder.shards import BuildOptions
     from cot_builder.sources import SourceOptions
     from cot_builder.sources.demo import CORPUS
     from knowledge_banks import load_banks

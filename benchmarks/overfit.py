@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 
 from cot_builder.boxes import Frame, Pixels
 from cot_builder.images import Scaling
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from cot_builder.sources.demo import CORPUS
 from knowledge_banks import load_banks

@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from cot_builder.errors import UserError
 from cot_builder.paths import beside
-from cot_builder.pipeline import BuildOptions, Engine, Job, Worker, read_part
+from cot_builder.pipeline import Engine
+from cot_builder.shards import BuildOptions, Job, Worker, read_part
 
 _ASK_SLURM: Final = 5.0  # seconds between two looks at its queue
 

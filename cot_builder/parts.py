@@ -19,19 +19,15 @@ from cot_builder.images import IMAGES
 from cot_builder.paths import is_remote, make_folder, told
 from cot_builder.pipeline import (
     SHARD,
-    UNFINISHED,
-    BuildOptions,
-    Job,
     Manifest,
     Outline,
     Progress,
-    Worker,
     build_shards,
     finish,
     make_outline,
-    read_part,
 )
 from cot_builder.records import Row
+from cot_builder.shards import UNFINISHED, BuildOptions, Job, Worker, read_part
 
 PART: Final = "part.json"
 

@@ -16,7 +16,8 @@ from cot_builder.cli import app
 from cot_builder.doctor import Checkup, Example, examine, read_examples, recipe_reader
 from cot_builder.errors import UserError
 from cot_builder.images import scaling
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from eval.contact_sheet import draw_overlay
 from knowledge_banks import load_banks

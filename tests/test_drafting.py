@@ -33,11 +33,12 @@ from cot_builder.decompose import Decomposer, decompose_sentences
 from cot_builder.drafting import Drafter, Drafting
 from cot_builder.errors import UserError
 from cot_builder.llm import Endpoint
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
 from cot_builder.proposals import CHECKS, grounds, verify
 from cot_builder.records import Section
 from cot_builder.replies import Model
 from cot_builder.sentences import split_sections_of
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from cot_builder.vocabulary import LABELS, REGIONS
 from knowledge_banks import load_banks, load_prompt, load_withheld

@@ -28,13 +28,14 @@ from cot_builder.dataset import read_manifest, read_studies
 from cot_builder.decompose import Decomposer
 from cot_builder.decompose.explain import account
 from cot_builder.errors import UserError
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
 from cot_builder.predictions import read_predictions
 from cot_builder.proposals import grounds, verify
 from cot_builder.records import Row, Section
 from cot_builder.replies import Completion, Model, Request, converse
 from cot_builder.sections import Headings, clean_text, compile_headings, split_sections
 from cot_builder.sentences import split_sentences
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SOURCES, SourceOptions
 from cot_builder.vocabulary import ASSERTIONS, LABELS, REGIONS
 from eval.label_agreement import Comparison, Disagreement, read_label_table, write_disagreements

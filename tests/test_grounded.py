@@ -12,8 +12,9 @@ from cot_builder.dataset import read_studies
 from cot_builder.decompose import Decomposer
 from cot_builder.decompose.grounded import attach_boxes
 from cot_builder.errors import UserError
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
 from cot_builder.records import Chain, Grounded, Report, Section
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from cot_builder.vocabulary import LABELS
 from knowledge_banks import load_banks

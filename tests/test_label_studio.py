@@ -30,8 +30,9 @@ from cot_builder.boxes import Box
 from cot_builder.cli import app
 from cot_builder.dataset import read_manifest, read_studies, write_shard
 from cot_builder.errors import UserError
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
 from cot_builder.records import Row
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from cot_builder.sources.demo import CORPUS
 from knowledge_banks import load_banks

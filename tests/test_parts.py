@@ -19,7 +19,8 @@ from cot_builder.engines import ENGINES
 from cot_builder.errors import UserError
 from cot_builder.images import Scaling
 from cot_builder.parts import PART, Portion, build_part, merge
-from cot_builder.pipeline import BuildOptions, Progress, build
+from cot_builder.pipeline import Progress, build
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
 

@@ -21,8 +21,9 @@ import pytest
 
 from cot_builder.dataset import MANIFEST, REJECTS, read_manifest, read_rejects, read_studies
 from cot_builder.errors import UserError
-from cot_builder.pipeline import UNFINISHED, BuildOptions, Progress, build
+from cot_builder.pipeline import Progress, build
 from cot_builder.records import Report, Section
+from cot_builder.shards import UNFINISHED, BuildOptions
 from cot_builder.sources import SOURCES, Loaded, Plan, Source, SourceOptions, Task
 from cot_builder.sources.contract import OPEN
 from knowledge_banks import load_banks

@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from eval.dataset_statistics import DatasetStatistics, dataset_statistics
 from eval.plots import PLOTS

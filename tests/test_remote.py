@@ -28,7 +28,8 @@ from cot_builder.errors import UserError
 from cot_builder.images import Scaling
 from cot_builder.parts import Portion, build_part, merge
 from cot_builder.paths import is_remote, where
-from cot_builder.pipeline import BuildOptions, Job, Worker, build, make_outline
+from cot_builder.pipeline import build, make_outline
+from cot_builder.shards import BuildOptions, Job, Worker
 from cot_builder.sources import SourceOptions
 from cot_builder.sources.demo import CORPUS
 from knowledge_banks import load_banks

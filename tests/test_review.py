@@ -34,8 +34,9 @@ from cot_builder.boxes import Box
 from cot_builder.dataset import read_manifest, read_studies
 from cot_builder.errors import UserError
 from cot_builder.images import Scaling, derivative
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
 from cot_builder.records import Chain, Row
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
 from tests.commands import refused, well

@@ -15,7 +15,8 @@ pytest.importorskip("trl")
 
 from cot_builder.boxes import Frame, Pixels
 from cot_builder.images import Scaling
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
 from training.models import load_checkpoint

@@ -14,8 +14,9 @@ from PIL import Image
 
 from cot_builder.dataset import read_studies
 from cot_builder.errors import UserError
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
 from cot_builder.records import Rejected, Report
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import Plan, SourceOptions, get_source
 from cot_builder.sources.boxed import label_of
 from knowledge_banks import load_banks

@@ -16,9 +16,10 @@ import pytest
 from cot_builder.dataset import read_studies
 from cot_builder.decompose import Decomposer
 from cot_builder.errors import UserError
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
 from cot_builder.records import Chain, Decomposition, Section, Unmapped
 from cot_builder.sections import compile_headings, split_sections
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
 

@@ -25,7 +25,8 @@ from cot_builder.boxes import Frame, Pixels
 from cot_builder.cli import app
 from cot_builder.errors import UserError
 from cot_builder.images import Scaling
-from cot_builder.pipeline import BuildOptions, build
+from cot_builder.pipeline import build
+from cot_builder.shards import BuildOptions
 from cot_builder.sources import SourceOptions
 from knowledge_banks import load_banks
 from training import adapter

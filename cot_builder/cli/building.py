@@ -44,7 +44,8 @@ from cot_builder.paths import beside, where
 
 if TYPE_CHECKING:
     from cot_builder.llm import Endpoint, Estimate
-    from cot_builder.pipeline import BuildOptions, Manifest, Progress
+    from cot_builder.pipeline import Manifest, Progress
+    from cot_builder.shards import BuildOptions
 
 MARKS: Final = "For sources of boxes"
 IU: Final = "For --source iu_xray"
@@ -343,8 +344,8 @@ def build(
     from cot_builder.engines import ENGINES, datatrove_slurm
     from cot_builder.images import scaling
     from cot_builder.parts import Portion, build_part
-    from cot_builder.pipeline import BuildOptions
     from cot_builder.pipeline import build as run_build
+    from cot_builder.shards import BuildOptions
     from cot_builder.sources import SourceOptions
     from knowledge_banks import load_banks
 
