@@ -380,6 +380,7 @@ def test_after_ctrl_c_what_is_under_way_is_kept(tmp_path: Path) -> None:
     with Double(lambda text, schema: ECHO, latency=0.2) as server:
         process = started(server, tmp_path / "c")
         while len(server.seen) < 20:
+            assert process.poll() is None, "it ended before it was stopped"
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         process.wait(20)
