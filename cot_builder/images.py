@@ -10,7 +10,7 @@ import os
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from PIL import Image, ImageOps
 
@@ -60,18 +60,16 @@ def probe(
     taken as whole unopened. Raises BadImageError.
     """
     try:
-        whole = _starts_and_ends_well(path)
-        if whole and size and not full:
-            return size
-        with (
-            warnings.catch_warnings(),
-            opened(path, block=BLOCK if full else _HEAD) as file,
-            Image.open(file, formats=_FORMATS) as image,
-        ):
-            _check_size(*image.size)
-            if full or not whole:
-                image.load()
-            return _upright_size(image)
+        with opened(path, block=BLOCK if full else _HEAD) as file:
+            whole = _starts_and_ends_well(file)
+            if whole and size and not full:
+                return size
+            file.seek(0)
+            with warnings.catch_warnings(), Image.open(file, formats=_FORMATS) as image:
+                _check_size(*image.size)
+                if full or not whole:
+                    image.load()
+                return _upright_size(image)
     except (BadImageError, UserError):
         raise
     except Exception as error:  # Pillow raises nearly anything on a broken file
@@ -245,13 +243,12 @@ def _orientation(image: Image.Image) -> int:
     return int(image.getexif().get(_ORIENTATION, 1))
 
 
-def _starts_and_ends_well(path: Path) -> bool:
-    with opened(path, block=_HEAD) as file:
-        start = file.read(8)
-        length = file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - _TAIL))
-        # Some writers pad the file with zeros.
-        tail = file.read().rstrip(b"\0\r\n ")
+def _starts_and_ends_well(file: BinaryIO) -> bool:
+    start = file.read(8)
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - _TAIL))
+    # Some writers pad the file with zeros.
+    tail = file.read().rstrip(b"\0\r\n ")
     if not start:
         raise BadImageError("image_unreadable", "the file is empty")
     return any(start.startswith(head) and tail.endswith(end) for head, end in _START_AND_END)

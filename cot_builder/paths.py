@@ -110,11 +110,18 @@ def opened(path: Path, *, block: int = BLOCK) -> BinaryIO:
 
 
 class _Blocks(io.BufferedReader):
-    """Lines are read through the buffer: TextIOWrapper asks for 8 KiB, which were a request."""
+    """Asks for whole blocks alone, and for none that it holds."""
+
+    raw: _Ranges
 
     def read1(self, size: int = -1) -> bytes:
-        self.peek()
+        self.peek()  # TextIOWrapper wants 8 KiB, which would be a request
         return super().read1(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:  # which would drop the block
+            offset, whence = self.raw.size + offset, io.SEEK_SET
+        return super().seek(offset, whence)
 
 
 class _Ranges(io.RawIOBase):
