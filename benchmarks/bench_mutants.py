@@ -63,7 +63,7 @@ def main() -> None:
     every = {file: _mutants(file) for file in _files(options.files)}
     drawn = sorted(mutant for some in every.values() for mutant in some)
     random.Random(SEED).shuffle(drawn)
-    tries = Tries(sorted(drawn[: options.sample]))
+    tries = Tries(drawn[: options.sample])
     arguments = [*SETTINGS["pytest_add_cli_args"], *more]
     tests = SETTINGS["pytest_add_cli_args_test_selection"]
     pytest.main(["-p", "no:terminal", *arguments, *tests], plugins=[tries])
