@@ -87,6 +87,14 @@ bench-training: $(VENV)/dev.installed ## training steps beside a bare TRL script
 	$(BIN)/python benchmarks/bench_training.py
 	$(BIN)/python benchmarks/overfit.py
 
+.PHONY: bench-svr
+bench-svr: $(VENV)/dev.installed ## rewards over the steps of SVR by the smoke recipe, three seeds
+	rm -rf /tmp/cot-builder-svr
+	$(BIN)/cot-builder build --source demo --image-scale 0.25 --out /tmp/cot-builder-svr/demo
+	for seed in 0 1 2; do OMP_NUM_THREADS=1 $(BIN)/cot-builder train all --recipe smoke --dataset /tmp/cot-builder-svr/demo \
+		--set run.seed=$$seed --set run.log_every=1 --out /tmp/cot-builder-svr/seed-$$seed || exit; done
+	$(BIN)/python benchmarks/bench_svr.py /tmp/cot-builder-svr/seed-*
+
 .PHONY: bench-images
 bench-images: $(VENV)/dev.installed ## quarter-size images beside plain Pillow
 	$(BIN)/python benchmarks/bench_images.py

@@ -89,7 +89,7 @@ def bare(options: RunOptions, stage: str, base: str) -> float:
         config = GRPOConfig(
             **shared, num_generations=svr.generations, beta=svr.beta, loss_type="grpo",
             per_device_train_batch_size=svr.batch_size * svr.generations,
-            max_completion_length=svr.completion,
+            max_completion_length=svr.completion, temperature=svr.temperature,
         )  # fmt: skip
         trainer = GRPOTrainer(
             args=config, callbacks=[clock], reward_funcs=list(REWARDS[svr.reward]), **common

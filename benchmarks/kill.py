@@ -53,8 +53,8 @@ TASKS = 400
 REPO = "ann/chains"
 RECIPE = (
     "mcl.epochs=1", "mcl.max_steps=6", "mcl.batch_size=2", "svr.max_steps=2", "svr.generations=2",
-    "svr.completion=96", "svr.limit=4", "adapter.max_steps=6", "run.save_every=2",
-    "run.log_every=1", "run.sample_every=9", "run.samples=1",
+    "svr.batch_size=1", "svr.completion=96", "svr.limit=4", "adapter.max_steps=6",
+    "run.save_every=2", "run.log_every=1", "run.sample_every=9", "run.samples=1",
 )  # fmt: skip
 
 

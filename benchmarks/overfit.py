@@ -37,6 +37,7 @@ MOVED = 0.25  # of a box's width or height, either way
 SIDE = 512  # of the corpus's images
 CHANGES = (
     "mcl.learning_rate=5e-3", "mcl.batch_size=8", "mcl.epochs=999", "mcl.max_steps=1200",
+    "mcl.warmup=0", "svr.warmup=0",
     "svr.reward=paper", "svr.batch_size=8", "svr.generations=8", "svr.completion=72",
     "svr.learning_rate=1e-3", "svr.schedule=linear", "svr.beta=0.0", "svr.temperature=0.5",
     "svr.epochs=999", "svr.max_steps=80",

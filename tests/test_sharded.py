@@ -35,7 +35,7 @@ SHARDED = {
 # No answer of a random model earns anything: weight decay alone drives SVR from its reference.
 CHANGES = (
     "mcl.max_steps=4", "svr.max_steps=4", "svr.generations=2", "svr.completion=96", "svr.limit=8",
-    "svr.learning_rate=0.01", "svr.weight_decay=5.0", "svr.schedule=constant",
+    "svr.batch_size=1", "svr.learning_rate=0.01", "svr.weight_decay=5.0", "svr.schedule=constant",
     "adapter.max_steps=4", "run.save_every=2", "run.log_every=1", "run.sample_every=2",
     "run.samples=1", "run.keep=9", "run.recompute_activations=true",
 )  # fmt: skip

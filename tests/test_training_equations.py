@@ -25,7 +25,10 @@ ANSWERS = (
     "<think>a → b</think><answer>[1, 2, 3, 4]</answer>",
     "<think>b</think><answer>[]</answer>",
 )
-CALM = ("run.save_every=99", "run.log_every=1", "run.report_to=[]")
+CALM = (
+    "svr.batch_size=1", "svr.temperature=1", "svr.warmup=0",
+    "run.save_every=99", "run.log_every=1", "run.report_to=[]",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_svr_is_equations_9_to_11(
     def letters(completions: list[Any], **_: Any) -> list[float]:
         return [float("e" in c[0]["content"]) for c in completions]
 
-    monkeypatch.setitem(REWARDS, "set", (lengths, letters))
+    monkeypatch.setitem(REWARDS, "paper", (lengths, letters))
     beta = 0.5
     trainer = svr.trainer(
         job(
@@ -168,7 +171,7 @@ def test_svr_is_equations_9_to_11(
 def test_equal_rewards_have_no_advantage(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(REWARDS, "set", (lambda completions, **_: [0.3] * len(completions),))
+    monkeypatch.setitem(REWARDS, "paper", (lambda completions, **_: [0.3] * len(completions),))
     changes = ("svr.max_steps=1", "svr.generations=4", "svr.completion=4")
     trainer = svr.trainer(job("svr", base, tmp_path, *changes))
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))

@@ -42,9 +42,9 @@ from training.watching import Journal, complete, read_metrics
 
 BANKS = load_banks()
 SHORT = (
-    "mcl.epochs=1", "mcl.max_steps=6", "svr.max_steps=4", "svr.generations=2", "svr.completion=96",
-    "svr.limit=8", "adapter.max_steps=6", "run.save_every=2", "run.log_every=1",
-    "run.sample_every=4", "run.samples=1", "run.keep=9",
+    "mcl.epochs=1", "mcl.max_steps=6", "svr.max_steps=4", "svr.batch_size=1", "svr.generations=2",
+    "svr.completion=96", "svr.limit=8", "adapter.max_steps=6", "run.save_every=2",
+    "run.log_every=1", "run.sample_every=4", "run.samples=1", "run.keep=9",
 )  # fmt: skip
 
 
@@ -134,6 +134,18 @@ def test_a_run_leaves_what_it_says(run: Path) -> None:
     assert losses[-1] < losses[0]
     assert {"reward", "kl", "rewards/format_reward/mean"} <= set().union(*rows)
     assert list((run / "svr/completions").glob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_svr_earns_more_at_its_end_than_at_its_start(demo: Path, tmp_path: Path) -> None:
+    """The smoke recipe as it is, as a newcomer sees it."""
+    recipe = load_recipe("smoke", ["run.samples=0", "run.report_to=[]"])
+    train(options(demo, tmp_path / "run", stages=("mcl", "svr"), recipe=recipe))
+    rows = [row for row in read_metrics(tmp_path / "run") if "reward" in row]
+    assert rows[-1]["step"] == 60
+    for key in ("rewards/format_reward/mean", "rewards/iou_reward/mean"):
+        before, after = (sum(row[key] for row in part) / 3 for part in (rows[:3], rows[-3:]))
+        assert after > before + 0.05, key
 
 
 @pytest.mark.slow
@@ -298,13 +310,18 @@ def torchrun(folder: Path, *command: str, **variables: str) -> subprocess.Comple
 @pytest.mark.slow
 def test_two_processes(demo: Path, tmp_path: Path) -> None:
     changes = [word for change in SHORT for word in ("--set", change)]
-    done = torchrun(
-        tmp_path, "-c", "from cot_builder.cli import main; main()",
+    command = (
+        "-c", "from cot_builder.cli import main; main()",
         "train", "all", "--recipe", "smoke", "--dataset", str(demo), "--out", str(tmp_path / "run"),
         *changes,
     )  # fmt: skip
+    done = torchrun(tmp_path, *command)
     assert done.returncode == 0, done.stderr[-9000:]
     assert done.stderr.count("all well") == 1, "the first process alone looks"
+    assert done.stdout.count("trained mcl, svr, adapter") == 1, "and speaks"
+    again = torchrun(tmp_path, *command)
+    assert again.returncode
+    assert again.stderr.count("go on with --resume") == 1
     for stage in ("mcl", "svr", "adapter"):
         assert read_checkpoint(tmp_path / "run" / stage)
     rows = [row for row in read_metrics(tmp_path / "run") if row["stage"] == "mcl"]

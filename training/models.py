@@ -199,6 +199,7 @@ def _tiny_model(kind: str, tokenizer: Any) -> Any:
         "max_position_embeddings": 4096,
         "eos_token_id": end,
         "pad_token_id": pad,
+        "initializer_range": _SPREAD,
         # The sections of the rotary embedding add up to half a head.
         "rope_parameters": {
             "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6,
@@ -208,7 +209,7 @@ def _tiny_model(kind: str, tokenizer: Any) -> Any:
     }  # fmt: skip
     config = getattr(transformers, f"{shape.name}Config")(
         text_config=text,
-        vision_config={"depth": 2, "num_heads": 2, **shape.vision},
+        vision_config={"depth": 2, "num_heads": 2, "initializer_range": _SPREAD, **shape.vision},
         tie_word_embeddings=True,
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
@@ -229,6 +230,8 @@ class _Shape(NamedTuple):
 
 
 _HIDDEN: Final = 64
+# Of random weights: 0.02, which suits widths of thousands, leaves so small a model all but blind.
+_SPREAD: Final = 0.1
 _TINY: Final = {
     "qwen2_vl": _Shape(
         "Qwen2VL",
