@@ -170,7 +170,7 @@ $(VENV)/dev.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 .venv-numpy2/dev.installed: pyproject.toml constraints-numpy2.txt
 	$(PYTHON) -m venv .venv-numpy2
-	.venv-numpy2/bin/python -m pip --quiet install -c constraints-numpy2.txt -e '.[dev,review,dicom,train,meteor,datatrove,ray,scale,bertscore]'
+	.venv-numpy2/bin/python -m pip --quiet install -c constraints-numpy2.txt -e '.[dev,review,dicom,train,meteor,ray,scale,bertscore]'
 	touch $@
 
 # atheris is built for Linux and macOS only, and nothing but the fuzzing takes it.
