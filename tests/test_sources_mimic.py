@@ -162,6 +162,16 @@ def test_images_from_other_lists(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("layout", ["versions", "wget"])
+def test_images_without_tables_below_a_version(tmp_path: Path, layout: str) -> None:
+    make_tree(tmp_path, **LAYOUTS[layout])  # type: ignore[arg-type]
+    for table in tmp_path.rglob("mimic-cxr-2.0.0-*.csv*"):
+        table.unlink()
+    _, reports, rejects = read(tmp_path)
+    assert not rejects
+    assert [len(r.images) for r in reports] == [len(views) for _, _, views in STUDIES.values()]
+
+
 def test_tables_without_image_files(tmp_path: Path) -> None:
     make_tree(tmp_path, jpgs=False)
     plan, reports, rejects = read(tmp_path)

@@ -221,7 +221,7 @@ def _find_layout(root: Path) -> _Layout:
     metadata, split, names = find(_METADATA), find(_SPLIT), find(_IMAGE_NAMES)
     images = next((path.parent for path in (metadata, names, split) if path), None)
     if images is None:
-        named = (f for f in folders if "jpg" in f.name and (f / "files").is_dir())
+        named = (f for f in folders if "jpg" in "".join(f.parts[-2:]) and (f / "files").is_dir())
         images = next(named, None)
     return _Layout(
         root=root,
