@@ -119,7 +119,7 @@ def test_the_checkpoint_is_whole(plain: Path, sharded: Run, stage: str) -> None:
     assert found.keys() == right.keys()
     for name, weight in right.items():
         # AdamW makes steps of a gradient's last bits; what was not learnt is 1e-2 away
-        assert weight.sub(found[name]).abs().mean() < 1e-4, name
+        assert weight.sub(found[name]).abs().mean() < 1e-3, name
 
 
 DIES_AT_STEP_3 = """
