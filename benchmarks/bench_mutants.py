@@ -155,14 +155,17 @@ def _put(mutant: Mutant) -> None:
     module = importlib.import_module(name)
     made: dict[str, Any] = {}
     exec(compile(mutant.code, mutant.file, "exec"), module.__dict__, made)
-    (mutated,) = made.values()
+    mutated = _function(*made.values())
     mangled = mutated.__name__.rpartition("__mutmut_")[0]
     *path, name = mangled.removeprefix("x_").removeprefix("xǁ").split("ǁ")
-    found = vars(reduce(getattr, path, module))[name]
-    while not isinstance(found, FunctionType):  # of a class, or cached
-        found = found.__wrapped__
+    found = _function(vars(reduce(getattr, path, module))[name])
     for part in ("__code__", "__defaults__", "__kwdefaults__"):
         setattr(found, part, getattr(mutated, part))
+
+
+def _function(found: Any) -> FunctionType:
+    """Return the function itself, of a class method or a cached one too."""
+    return found if isinstance(found, FunctionType) else _function(found.__wrapped__)
 
 
 def _digest(text: str) -> str:
