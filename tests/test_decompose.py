@@ -135,7 +135,7 @@ SENTENCES = [
     ("Borderline size of the cardiac silhouette without pulmonary edema.", "CM?CS ED-W"),
     ("The heart is top-normal in size.", "CM-CS"),
     ("The cardiomediastinal silhouette is unchanged.", "EC?CS/ME"),
-    ("Stable cardiomegaly and mediastinal contour.", "EC?ME CM+CS"),
+    ("Stable cardiomegaly and mediastinal contour.", "CM+CS EC?ME"),
     ("Heart and mediastinal contours are stable in appearance.", "CM?CS EC?ME"),
     ("The heart is not enlarged.", "CM-CS"),
     ("The mediastinum is shifted and stable.", "--+ME"),
@@ -318,6 +318,22 @@ def test_the_sentences_hold_with_banks_compiled_anew() -> None:
     anew = Decomposer(load_banks(), cache=False)
     for sentence, expected in SENTENCES:
         assert codes(decompose(anew, sentence)) == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "findings"),
+    [
+        ("Widening of the left upper mediastinum.", ["Widening of the left upper mediastinum"]),
+        ("Hyperinflation of the left lung.", ["Hyperinflation of the left lung"]),
+        # the state is in another finding's phrase
+        ("Stable cardiomegaly and mediastinal contour.", ["cardiomegaly", "mediastinal contour"]),
+    ],
+)
+def test_a_state_before_its_structure_is_of_the_finding(
+    decomposer: Decomposer, sentence: str, findings: list[str]
+) -> None:
+    found = decompose(decomposer, sentence)
+    assert [mention.finding for mention in (*found.chains, *found.unmapped)] == findings
 
 
 def test_a_chain_tells_its_finding_basis_concepts_and_rule(decomposer: Decomposer) -> None:
