@@ -1,4 +1,4 @@
-"""Eight examples: MCL learns the format and roughly where boxes lie, SVR makes both right.
+"""Eight examples: MCL learns the format and roughly where boxes lie, SVR brings them nearer.
 
 The examples are eight of the demo corpus's images with one box each. MCL has eight copies of each,
 the box's sides moved at random by up to a quarter of it, so that there is something left to learn;
