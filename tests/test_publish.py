@@ -297,7 +297,7 @@ def test_what_two_versions_read_differently(
     first, second = map(json.loads, out.read_text().splitlines())
     assert "uncertain" in first["after"]
     assert second["after"] is None
-    assert "0 changed chains" in well("diff", "v1.1.0", "v1.1.0", "--repo", REPO)
+    assert "chains changed: 0" in well("diff", "v1.1.0", "v1.1.0", "--repo", REPO)
 
 
 # -- credentialed data
