@@ -34,17 +34,9 @@ class Group:
 
     members: list[Member]
     standing: bool  # a noun or a shape word is there; bare adjectives are places only
+    first: int
+    last: int
     states: list[State] = field(default_factory=list)
-
-    @property
-    def first(self) -> int:
-        """Return the first unit."""
-        return self.members[0].first
-
-    @property
-    def last(self) -> int:
-        """Return the last unit."""
-        return self.members[-1].last
 
 
 @dataclass(slots=True, eq=False)

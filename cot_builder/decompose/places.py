@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -372,18 +373,24 @@ def takes_back(p: Parse, mention: Mention) -> bool:
 
 def regions_of(observation: Observation, places: Sequence[Place]) -> frozenset[str]:
     """Resolve places to regions: a site takes the side before it, a lone side the own site."""
-    site = observation.site
     if not places:
-        return site.by_side[None]
-    if observation.fixed:
-        elsewhere = {s.id for _, s, weak in places if s is not None and not weak}
-        if site.id in elsewhere or not elsewhere & observation.places:
+        return observation.site.by_side[None]
+    elsewhere = observation.places if observation.fixed else None
+    return _resolved(observation.site, elsewhere, tuple(places))
+
+
+@lru_cache(maxsize=16_384)  # a few thousand stand for nearly all; each is some microseconds' work
+def _resolved(
+    site: Site, elsewhere: frozenset[str] | None, places: tuple[Place, ...]
+) -> frozenset[str]:
+    """Resolve places of a finding at a site; one that is fixed there may lie `elsewhere` only."""
+    if elsewhere is not None:
+        named = {s.id for _, s, weak in places if s is not None and not weak}
+        if site.id in named or not named & elsewhere:
             return site.by_side[None]
-        places = [
-            place for place in places if place[1] is None or place[1].id in observation.places
-        ]
+        places = tuple(place for place in places if place[1] is None or place[1].id in elsewhere)
     if "whole lung" not in site.by_side[None]:  # weak places are of the lungs: "diffuse osteopenia"
-        places = [place for place in places if not place[2]]
+        places = tuple(place for place in places if not place[2])
     regions, lone = _regions_of_sites(places)
     if site.sided:
         regions.update(*(site.by_side[side] for side in lone))

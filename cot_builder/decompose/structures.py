@@ -52,19 +52,19 @@ def _is_place_only(p: Parse, i: int) -> bool:
 
 def _group(p: Parse, head: Member) -> Group:
     """Gather the structures and shape words that follow a structure in one list."""
-    group = Group([head], standing=not p.terms[head.first].adjective)
-    while (i := group.last + 1) < len(p.terms):
+    members, standing, last = [head], not p.terms[head.first].adjective, head.last
+    while (i := last + 1) < len(p.terms):
         if p.terms[i].shape and not p.terms[i].structure:
-            group.members[-1] = group.members[-1]._replace(last=i)
-            group.standing = True
+            members[-1] = members[-1]._replace(last=i)
+            standing, last = True, i
             continue
         j = _past_joins(p, i)
         structure = p.at(j).structure
         if structure is None or p.at(j - 1).text == "of" or _heads_finding(p, j):
             break
-        group.members.append(Member(j, j, structure))
-        group.standing = group.standing or not p.terms[j].adjective
-    return group
+        members.append(Member(j, j, structure))
+        standing, last = standing or not p.terms[j].adjective, j
+    return Group(members, standing, head.first, last)
 
 
 def _past_joins(p: Parse, i: int) -> int:
