@@ -84,6 +84,8 @@ SENTENCES = [
     ("Right femoral line tip in the IVC.", "SD+ME"),
     # All that a differential includes is doubtful.
     ("Differential considerations include edema, atypical infection, and aspiration.", "ED?W PN?W PN?W"),
+    ("Support devices include an ET tube, an NG tube, and a right IJ line.", "SD+W SD+TR SD+AB SD+ME"),
+    ("Findings include cardiomegaly, small effusions, and edema.", "CM+CS PE+W ED+W"),
     ("Opacities have, if anything, increased, most in keeping with pneumonia.", "LO+W PN+W"),
     ("Effusions have not changed, nor has the associated bibasilar atelectasis.", "PE+W AT+W"),
     # What is borderline is doubtful; an explanation's "or" does not reach what it explains.
