@@ -25,13 +25,13 @@ from cot_builder.dataset import (
     read_manifest,
     read_rejects,
     read_studies,
+    take_file,
     write_shard,
     write_whole,
 )
 from cot_builder.errors import UserError
 from cot_builder.images import derivative
 from cot_builder.labels import report_labels
-from cot_builder.paths import is_remote, opened
 from cot_builder.records import Chain, Rejected, Row
 
 OPS: Final = ("kept", "changed", "deleted", "added")
@@ -118,17 +118,7 @@ def _write(
 def _take_images(dataset: Path, out: Path, rows: Iterable[Row]) -> None:
     """Link the reduced images of the studies that stay: those of rejected ones must not follow."""
     for path in (derivative(image["path"]) for row in rows for image in row["images"]):
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
-        if is_remote(dataset):
-            with opened(dataset / path) as file:
-                (out / path).write_bytes(file.read())
-            continue
-        try:
-            (out / path).hardlink_to(dataset / path)
-        except FileExistsError:
-            pass
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(dataset / path, out / path)
+        take_file(dataset / path, out / path, scratch=out)
 
 
 def _applied(row: Row, decision: Decision) -> Row:

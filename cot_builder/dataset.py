@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cot_builder.errors import UserError
-from cot_builder.paths import is_remote, opened, put, told
+from cot_builder.paths import is_remote, make_folder, opened, put, told
 from cot_builder.records import Decomposition, Report, Row
 from cot_builder.vocabulary import LABELS
 
@@ -205,6 +206,30 @@ def write_whole(path: Path, content: bytes | pa.Buffer, *, scratch: Path) -> Non
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def take_file(source: Path, target: Path, *, scratch: Path) -> None:
+    """Link a file, or copy it, so that it has its name only when whole.
+
+    `scratch` is as for `write_whole`. FileNotFoundError for a source that is missing.
+    """
+    make_folder(target.parent)
+    if is_remote(source) or is_remote(target):
+        with told(source):
+            content = source.read_bytes()
+        write_whole(target, content, scratch=scratch)
+        return
+    temporary = scratch / f"{os.getpid()}.part"
+    try:
+        try:
+            os.link(source, temporary)
+        except FileNotFoundError:
+            raise
+        except OSError:  # another disk, or one without links
+            shutil.copy2(source, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -7,16 +7,14 @@ A part is a build's folder with every n-th shard, the records of these in `.unfi
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cot_builder.dataset import MANIFEST, write_whole
+from cot_builder.dataset import MANIFEST, take_file, write_whole
 from cot_builder.errors import UserError
 from cot_builder.images import IMAGES
-from cot_builder.paths import is_remote, make_folder, told
+from cot_builder.paths import make_folder
 from cot_builder.pipeline import (
     SHARD,
     Manifest,
@@ -116,11 +114,11 @@ def merge(out: Path, parts: Sequence[Path], *, command: str = "") -> Manifest:
     for part, (portion, outline, _) in done.items():
         for job in portion.of_jobs(outline):
             for name in (job.shard, f"{UNFINISHED}/{job.shard}.json"):
-                _put(part / name, out / name, scratch=scratch)
+                _take(part / name, out / name, scratch)
             if read_part(out, job) is None:
                 raise UserError(f"{part / job.shard} is damaged: build this part again")
         for image in (part / IMAGES).rglob("*.jpg"):
-            _put(image, out / image.relative_to(part), scratch=scratch)
+            _take(image, out / image.relative_to(part), scratch)
     _, outline, built_by = done[parts[0]]
     return finish(out, outline, command="; ".join(filter(None, (built_by, command))))
 
@@ -161,28 +159,8 @@ def _check_out(out: Path) -> None:
         raise UserError(f"{out} holds a dataset, a part or other files; name a new or empty folder")
 
 
-def _put(source: Path, target: Path, *, scratch: Path) -> None:
-    """Link a file, or copy it, so that it has its name only when whole."""
-    if is_remote(source) or is_remote(target):
-        make_folder(target.parent)
-        try:
-            with told(source):
-                content = source.read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"{source} is missing: build this part again") from None
-        write_whole(target, content, scratch=scratch)
-        return
-    temporary = scratch / f"{os.getpid()}.part"
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _take(source: Path, target: Path, scratch: Path) -> None:
     try:
-        try:
-            os.link(source, temporary)
-        except FileNotFoundError:
-            raise
-        except OSError:  # another disk, or one without links
-            shutil.copy2(source, temporary)
-        temporary.replace(target)
+        take_file(source, target, scratch=scratch)
     except FileNotFoundError:
         raise UserError(f"{source} is missing: build this part again") from None
-    finally:
-        temporary.unlink(missing_ok=True)

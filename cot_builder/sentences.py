@@ -33,9 +33,7 @@ _SLACK: Final = 25
 _NARROWEST_PAGE: Final = 75
 _WIDEST_PAGE: Final = 120  # longer lines are paragraphs
 SHOUTED: Final = re.compile(r"[A-Z][A-Z ,/&()'-]{2,50}:")
-_SUBHEADING: Final = re.compile(
-    r"[A-Z][A-Z ,/&()'-]{2,50}:|[A-Z][A-Za-z/&-]*(?: [A-Za-z/&-]+){0,3}:"
-)
+_SUBHEADING: Final = re.compile(r"[A-Z][A-Za-z/&-]*(?: [A-Za-z/&-]+){0,3}:")
 _ITEM: Final = re.compile(r"(?:\(?\d{1,2}[.)]|[-*•]|#\d{1,2})(?:\s|$)")
 # Characters; the longest of 2,900 sentences in real reports has 198.
 LONGEST: Final = 2_000
