@@ -118,7 +118,12 @@ def _write(
 def _take_images(dataset: Path, out: Path, rows: Iterable[Row]) -> None:
     """Link the reduced images of the studies that stay: those of rejected ones must not follow."""
     for path in (derivative(image["path"]) for row in rows for image in row["images"]):
-        take_file(dataset / path, out / path, scratch=out)
+        try:
+            take_file(dataset / path, out / path, scratch=out)
+        except FileNotFoundError:
+            raise UserError(
+                f"{dataset / path} is missing: copy it back, or build the dataset again"
+            ) from None
 
 
 def _applied(row: Row, decision: Decision) -> Row:

@@ -18,17 +18,21 @@ def measure_bertscore(pairs: Sequence[Pair], model: str, *, layer: int | None = 
     """Measure the mean F1 of BERTScore, without idf and rescaling, on the texts as they are.
 
     `model` is a folder or a name on the Hub, `layer` the one to compare; for the models of the
-    package's own list it may be left out. An empty prediction is 0. UserError for an unknown model.
+    package's own list it may be left out. An empty prediction is 0. UserError for an unknown model,
+    and for one that brings code of its own.
     """
     try:
         from bert_score import BERTScorer
         from bert_score.utils import model2layers
+        from transformers import AutoConfig, AutoTokenizer
     except ModuleNotFoundError:
         return Measured((Score("BERTScore", None, 0, f"model={model}", _REMEDY),))
     chosen = layer or model2layers.get(model)
     if chosen is None:
         raise UserError(f"--bertscore {model}: say which layer to compare, with --bertscore-layer")
     try:
+        for part in (AutoConfig, AutoTokenizer):  # told not to, it does not ask for a model's code
+            part.from_pretrained(model, trust_remote_code=False)
         scorer = BERTScorer(model_type=model, num_layers=chosen)
     except (OSError, ValueError) as error:
         raise UserError(f"--bertscore {model}: no such model ({error!s:.200})") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +58,11 @@ def test_what_is_missing_is_told(model: str, monkeypatch: pytest.MonkeyPatch) ->
     (score,) = measure_bertscore(PAIRS, model, layer=2).scores
     assert score.value is None
     assert "cot-builder[bertscore]" in score.note
+
+
+def test_a_model_s_own_code_is_not_run(tmp_path: Path) -> None:
+    asked = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(asked))
+    (tmp_path / "own.py").write_text("raise SystemExit('run')")
+    with pytest.raises(UserError, match="custom code"):
+        measure_bertscore(PAIRS, str(tmp_path), layer=2)

@@ -641,6 +641,10 @@ def test_reduced_images_follow_but_not_those_of_rejected_studies(tmp_path: Path)
     assert before - after == gone
     with pytest.raises(UserError, match="out exists: a reviewed dataset is a new folder"):
         apply_reviews(scaled, {}, out)
+    (scaled / gone.pop()).unlink()
+    with pytest.raises(UserError, match=r"\.jpg is missing: copy it back"):
+        apply_reviews(scaled, {}, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_commands_tell_what_they_changed_or_miss(demo: Path, tmp_path: Path) -> None:
