@@ -88,6 +88,12 @@ SENTENCES = [
     ("Findings include cardiomegaly, small effusions, and edema.", "CM+CS PE+W ED+W"),
     ("Opacities have, if anything, increased, most in keeping with pneumonia.", "LO+W PN+W"),
     ("Effusions have not changed, nor has the associated bibasilar atelectasis.", "PE+W AT+W"),
+    # A comma between adjectives ends no reach; what is denied takes no place of what is there.
+    ("There may be mild, patchy atelectasis.", "AT?W"),
+    ("No pneumothorax, mild, patchy atelectasis at the left base.", "PX-W AT+L"),
+    # What explains a shift lies where the shift comes from.
+    ("Opacified left hemithorax with shift of the mediastinum to the right, consistent with effusion.", "LO+L --+ME PE+L"),
+    ("Left lower lobe opacity with mediastinal adenopathy, suspicious for lung cancer.", "LO+L --+ME LL?L"),
     # What is borderline is doubtful; an explanation's "or" does not reach what it explains.
     ("Borderline cardiomegaly and small effusion.", "CM?CS PE+W"),
     ("No borderline cardiomegaly.", "CM-CS"),

@@ -225,7 +225,8 @@ def _share_in_lists(p: Parse, free: list[Mention]) -> None:
             mention.leading = bool(mention.places)
     for mention, after in reversed(list(pairwise(free))):
         governs = after.trailing and not after.leading and not after.observation.fixed
-        takes = mention.linked_to is None and not _is_strong(mention)
+        alike = mention.linked_to is None and mention.denied == after.denied
+        takes = alike and not _is_strong(mention)
         if governs and takes and _is_list(p.terms[mention.last + 1 : after.first]):
             mention.places = mention.places + after.places
 
@@ -315,10 +316,21 @@ def _share_with_explanations(p: Parse) -> None:
         if head is None:
             continue
         if not _is_placed(mention):
+            head = _explained_place(p, head)
             lent = _lent(mention, head) if _is_strong(mention) else head.places
             mention.places = lent + mention.places
         elif not (_is_placed(head) or head.said or head.observation.fixed):
             head.places = list(mention.places)
+
+
+def _explained_place(p: Parse, head: Mention) -> Mention:
+    """Return the mention that a shift goes with: "opacified with shift to the right, from ..."."""
+    place = p.mentions.index(head)
+    if place and not (head.observation.site.sided or head.observation.diseases):
+        before = p.mentions[place - 1]
+        if any(t.accompanies for t in p.terms[before.last + 1 : head.left]):
+            return before
+    return head
 
 
 def _lent(mention: Mention, giver: Mention) -> list[Place]:

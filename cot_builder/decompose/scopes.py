@@ -97,7 +97,10 @@ def _reach(p: Parse, i: int, means: str) -> int:
         if _ends_reach(p, i, j, means, seen=seen):
             break
         joins = term.join == "," or (term.join == "and" and means != "drop")
-        if joins and not _list_goes_on(p, i, j, listed=listed, means=means):
+        if joins and not (
+            (not seen and _parts_adjectives(p, j))
+            or _list_goes_on(p, i, j, listed=listed, means=means)
+        ):
             break
         listed = listed or term.join == "or"
         seen = seen or term.observation is not None or term.generic
@@ -130,6 +133,12 @@ def _takes_over(p: Parse, i: int, j: int, means: str) -> bool:
         after_comma = p.terms[j - 1].join == "," and not cue.nested
         return (cue.means == "negative" and j > i + 1) or (cue.means == "uncertain" and after_comma)
     return means in _HEDGING and cue.means in ("negative", "none") and cue.id != "resolved"
+
+
+def _parts_adjectives(p: Parse, comma: int) -> bool:
+    """Tell whether a comma stands within the phrase of an observation: "mild, patchy opacity"."""
+    within = in_phrase(p.terms[comma - 1]) and p.at(comma + 1).modifier
+    return within and p.heads_observation(comma + 1)
 
 
 def _list_goes_on(p: Parse, cue: int, comma: int, *, listed: bool, means: str) -> bool:
