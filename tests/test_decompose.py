@@ -91,6 +91,9 @@ SENTENCES = [
     # A comma between adjectives ends no reach; what is denied takes no place of what is there.
     ("There may be mild, patchy atelectasis.", "AT?W"),
     ("No pneumothorax, mild, patchy atelectasis at the left base.", "PX-W AT+L"),
+    # Places may part a phrase.
+    ("Nodular right lower lobe opacity.", "LL+R"),
+    ("Effusion with overlying left lower lobe opacity.", "PE+W LO+L"),
     # What explains a shift lies where the shift comes from.
     ("Opacified left hemithorax with shift of the mediastinum to the right, consistent with effusion.", "LO+L --+ME PE+L"),
     ("Left lower lobe opacity with mediastinal adenopathy, suspicious for lung cancer.", "LO+L --+ME LL?L"),

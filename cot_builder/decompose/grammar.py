@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cot_builder.decompose.lexicon import Lexicon, Role
+from cot_builder.decompose.lexicon import WORD, Lexicon, Observation, Role
 from cot_builder.decompose.parse import Mention, Parse
 from cot_builder.decompose.places import read_places
 from cot_builder.decompose.scopes import read_cues
@@ -64,10 +64,19 @@ def _observed(p: Parse) -> list[Mention]:
     """Return the observations that no structure has used, as mentions."""
     titled = p.roles & Role.COLON
     return [
-        Mention(i, i, term.observation, term.observation.says)
+        Mention(i, i, _parted(p, i) or term.observation, term.observation.says)
         for i, term in enumerate(p.terms)
         if term.observation is not None and i not in p.used and not (titled and _is_title(p, i))
     ]
+
+
+def _parted(p: Parse, i: int) -> Observation | None:
+    """Return what a phrase with places inside stands for: "nodular right lower lobe opacity"."""
+    j = p.before(i - 1, lambda t: t.place is not None)
+    if j < 0 or j == i - 1 or not p.terms[j].plain:
+        return None
+    whole = p.lexicon.terms.get(f"{p.text(j)} {p.text(i)}", WORD).observation
+    return whole if whole and whole.diseases else None  # "overlying rib opacity" is no artifact
 
 
 def _is_title(p: Parse, i: int) -> bool:

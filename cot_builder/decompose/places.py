@@ -316,15 +316,15 @@ def _share_with_explanations(p: Parse) -> None:
         if head is None:
             continue
         if not _is_placed(mention):
-            head = _explained_place(p, head)
+            head = _shifted(p, head) if mention.observation.site.sided else head
             lent = _lent(mention, head) if _is_strong(mention) else head.places
             mention.places = lent + mention.places
         elif not (_is_placed(head) or head.said or head.observation.fixed):
             head.places = list(mention.places)
 
 
-def _explained_place(p: Parse, head: Mention) -> Mention:
-    """Return the mention that a shift goes with: "opacified with shift to the right, from ..."."""
+def _shifted(p: Parse, head: Mention) -> Mention:
+    """Return what a shift goes with: "opacified with shift to the right, from ..."."""
     place = p.mentions.index(head)
     if place and not (head.observation.site.sided or head.observation.diseases):
         before = p.mentions[place - 1]
