@@ -66,7 +66,10 @@ def _observed(p: Parse) -> list[Mention]:
     return [
         Mention(i, i, _parted(p, i) or term.observation, term.observation.says)
         for i, term in enumerate(p.terms)
-        if term.observation is not None and i not in p.used and not (titled and _is_title(p, i))
+        if term.observation is not None
+        and i not in p.used
+        and not (term.plain and p.heads_observation(i + 1))  # "infectious bronchiolitis"
+        and not (titled and _is_title(p, i))
     ]
 
 
@@ -80,5 +83,6 @@ def _parted(p: Parse, i: int) -> Observation | None:
 
 
 def _is_title(p: Parse, i: int) -> bool:
-    """Tell whether an observation is a heading: "Lines and tubes: right PICC"."""
-    return p.at(i + 1).join == ":" and any(t.observation is not None for t in p.terms[i + 2 :])
+    """Tell whether an observation is of a heading: "Lines/tubes/devices: right PICC"."""
+    colon = p.past(i + 1, lambda t: t.lists or t.observation is not None)
+    return p.at(colon).join == ":" and any(t.observation is not None for t in p.terms[colon + 1 :])

@@ -164,13 +164,20 @@ def _ends_behind(p: Parse, j: int) -> bool:
     """Tell whether no place of an observation before `j` can follow there."""
     term = p.terms[j]
     if term.join == ",":
-        return p.at(j + 1).side != "both"
+        return not (p.at(j + 1).side == "both" or _is_other_side(p, j + 1))
     if term.forward.means and not term.preposition:
         return True
     if term.accompanies or term.join or term.observation is not None:
         return True
     small = term.preposition or term.stop or term.shape
     return not (small or term.modifier or term.structure or term.states or not term.text)
+
+
+def _is_other_side(p: Parse, j: int) -> bool:
+    """Tell whether a state and its side begin at `j`: "small on the right, stable on the left"."""
+    small = p.past(j, lambda t: t.severity or t.temporal or t.adverb)
+    side = p.past(small, lambda t: t.preposition or t.determiner)
+    return side > small > j and p.at(side).side is not None and not _leads_on(p, side)
 
 
 def _further_places(p: Parse, j: int, heads: set[int], found: list[Place]) -> int | None:
@@ -221,7 +228,8 @@ def _share_in_lists(p: Parse, free: list[Mention]) -> None:
             and not (before.denied or mention.denied)
             and any(t.companion or t.accompanies for t in between)
         ):
-            mention.places = _lent(mention, before) + mention.places
+            giver = before if _is_placed(before) else before.linked_to or before
+            mention.places = _lent(mention, giver) + mention.places
             mention.leading = bool(mention.places)
     for mention, after in reversed(list(pairwise(free))):
         governs = after.trailing and not after.leading and not after.observation.fixed
@@ -374,10 +382,18 @@ def takes_back(p: Parse, mention: Mention) -> bool:
     if not mention.observation.site.sided:
         return False
     first = min(mention.first, p.past(0, lambda t: t.determiner or t.adverb or t.modifier))
-    if p.text(first).partition(" ")[0] in p.lexicon.refers:
+    if p.text(first).partition(" ")[0] in p.lexicon.refers or _is_guess(p, mention):
         return True
     phrase = range(mention.left, mention.first)  # "associated volume loss"
     return mention is p.mentions[0] and any(p.text(i) in p.lexicon.refers_within for i in phrase)
+
+
+def _is_guess(p: Parse, mention: Mention) -> bool:
+    """Tell whether a sentence only names what may explain the one before: "Possible pneumonia."."""
+    alone = p.mentions == [mention] and mention.assertion == "uncertain" and mention.by == 0
+    return alone and all(
+        t.modifier or t.forward.means == "uncertain" or t.observation is not None for t in p.terms
+    )
 
 
 # -- regions

@@ -121,9 +121,15 @@ def _ends_reach(p: Parse, i: int, j: int, means: str, *, seen: bool) -> bool:
         return False
     if term.backward.means in _JUDGING and not term.forward.means and not term.modifier:
         return True
-    if seen and (term.verb or term.accompanies):
+    if seen and (term.verb or (term.accompanies and not _goes_with(p, i, j))):
         return True
     return j > i + 1 and j in p.used and term.structure is not None and not term.place
+
+
+def _goes_with(p: Parse, cue: int, j: int) -> bool:
+    """Tell whether an explanation goes on: "may be an effusion | with associated collapse"."""
+    explains = p.terms[cue].forward
+    return explains.means in _HEDGING and explains.id != "doubt" and p.at(j + 1).companion
 
 
 def _takes_over(p: Parse, i: int, j: int, means: str) -> bool:
@@ -196,6 +202,7 @@ def _reach_back(p: Parse, i: int, means: str) -> None:
     terms, last = p.terms, i - 1
     if p.at(last).join == "," and terms[i].text.startswith("if "):
         last -= 1  # "effusion, if any"
+    last = _before_aside(p, last)
     # The nearest observation, past verbs: "would be hard to see and cannot be excluded".
     last = p.before(last, lambda t: t.observation is None and t.join in ("", "and", ":"))
     if p.at(last).observation is None:
@@ -209,6 +216,15 @@ def _reach_back(p: Parse, i: int, means: str) -> None:
     for k in range(j + 1, last + 1):
         if _yields(p.scope[k].means, means, hedge_behind=hedge_behind):
             p.scope[k] = Hold(means, i)
+
+
+def _before_aside(p: Parse, last: int) -> int:
+    """Return the unit before what commas hold: "effusion, which was small, has resolved"."""
+    if p.at(last).join != ",":
+        return last
+    comma = p.before(last - 1, lambda t: t.join != ",")
+    held = p.at(comma + 1).relative or all(map(in_phrase, p.terms[comma + 1 : last]))
+    return comma - 1 if held else last
 
 
 def _ends_reach_back(p: Parse, j: int, last: int, means: str) -> bool:
@@ -287,6 +303,8 @@ def _assert_mentions(p: Parse) -> None:
             held = p.scope[mention.first]
             if held.means == "drop" and not mention.observation.fact:
                 continue
+            if kept and _is_broken_device(p, kept[-1], mention):
+                continue
             _judge(p, mention, held)
             if explained is not None and _explains(p, held, explained):
                 mention.linked_to = explained
@@ -297,6 +315,15 @@ def _assert_mentions(p: Parse) -> None:
     if p.roles & Role.PART and any(m.observation.device and not m.observation.part for m in kept):
         kept = [m for m in kept if not m.observation.part]
     p.mentions = kept
+
+
+def _is_broken_device(p: Parse, device: Mention, mention: Mention) -> bool:
+    """Tell whether a fracture is of no bone: "the second sternal wire is fractured"."""
+    if not (device.observation.device and "Fracture" in mention.observation.diseases):
+        return False
+    between = p.terms[device.last + 1 : mention.first]
+    said = between and not any(t.join or t.accompanies or t.place or t.breaks for t in between)
+    return bool(said) and any(t.verb for t in between)
 
 
 def _judge(p: Parse, mention: Mention, held: Hold) -> None:

@@ -95,11 +95,16 @@ def _attach_states(p: Parse) -> None:
             continue
         before = p.before(i - 1, _is_filler)
         group = _group_ahead(p, i, starts)
-        if group is None or (p.at(before).verb and _subject(p, i) is not None):
+        if group is None or (p.at(before).verb and _has_state(_subject(p, i))):
             group = None if _modifies_observation(p, i) else _subject(p, i)
         if group is not None:
             denied = _denies(p, before)
             group.states.append(State(i, denied, not denied and _is_hedged(p, i)))
+
+
+def _has_state(subject: Group | None) -> bool:
+    """Tell whether a state behind a verb is the subject's: "the chest shows clear lungs" is not."""
+    return subject is not None and subject.members[0].structure.id != "chest"
 
 
 def _is_filler(term: Term) -> bool:
