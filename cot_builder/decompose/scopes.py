@@ -293,7 +293,7 @@ def _parts_from_mask(between: list[Term]) -> bool:
 
 
 def _assert_mentions(p: Parse) -> None:
-    kept = []
+    kept: list[Mention] = []
     explained: Mention | None = None
     for mention in p.mentions:
         if mention.said:
