@@ -115,6 +115,8 @@ SENTENCES = [
     ("PICC has been pulled.", "SD-ME"),
     ("PICC has been pulled back to the SVC.", "SD+ME"),
     ("Edema, obscuring any concurrent pneumonia.", "ED+W"),
+    ("Mass in the left upper lobe with hilar adenopathy and small effusion.", "LL+L --+LH/RH PE+W"),
+    ("Doubt effusion.", "PE?W"),
     # What explains a shift lies where the shift comes from.
     ("Opacified left hemithorax with shift of the mediastinum to the right, consistent with effusion.", "LO+L --+ME PE+L"),
     ("Left lower lobe opacity with mediastinal adenopathy, suspicious for lung cancer.", "LO+L --+ME LL?L"),
@@ -370,6 +372,47 @@ def test_a_chain_tells_its_finding_basis_concepts_and_rule(decomposer: Decompose
     effusion = next(chain for chain in found.chains if chain.disease == "Pleural Effusion")
     assert effusion.basis == "stated"
     assert effusion.rule == f"diseases.effusion+no@{decomposer.banks.version}"
+
+
+def test_a_rule_is_the_bank_entry_that_a_mention_is_of(decomposer: Decomposer) -> None:
+    banks = decomposer.banks
+    entries = {"structures.generic": ({"No Finding"}, "stated", ())}
+    for disease in banks.diseases["disease"]:
+        for row in disease.get("group", ()):
+            labels = {disease["name"], *row.get("also", ())}
+            entries[f"diseases.{row['id']}"] = (labels, "stated", tuple(row.get("concepts", ())))
+    for row in banks.devices["device"]:
+        entries[f"devices.{row['id']}"] = ({"Support Devices"}, "stated", ())
+    for row in banks.unmapped["finding"]:
+        entries[f"unmapped.{row['id']}"] = (set(), "", ())
+    for row in banks.signs["sign"]:
+        basis = "stated" if row.get("stated") else "implied"
+        entries[f"signs.{row['id']}"] = ({row["disease"]}, basis, tuple(row.get("concepts", ())))
+    for row in banks.structures["structure"]:
+        entries[f"structures.{row['id']}.generic"] = entries["structures.generic"]
+        for state, text in row["means"].items():
+            head, _, tail = text.rpartition(" ")
+            meaning = ({text if text == "No Finding" else head} - {"unmapped"}, "stated", ())
+            if head == "sign":
+                meaning = entries[f"signs.{tail}"]
+            entries[f"structures.{row['id']}.{state}"] = meaning
+    seen = set()
+    for gold in GOLD.parent.glob("*.jsonl"):
+        for row in read_gold(gold):
+            found = decompose(decomposer, row["findings"])
+            for chain in found.chains:
+                rule, _, version = chain.rule.partition("@")
+                entry = rule.partition("+")[0].partition("~")[0]
+                labels, basis, concepts = entries[entry]
+                assert chain.disease in labels
+                assert (chain.basis, chain.concepts) == (basis, concepts)
+                assert version == banks.version
+                seen.add(entry.partition(".")[0])
+            for finding in found.unmapped:
+                entry = finding.rule.partition("@")[0].partition("+")[0].partition("~")[0]
+                assert entries[entry][0] == set()
+                seen.add(entry.partition(".")[0])
+    assert seen == {"diseases", "devices", "signs", "structures", "unmapped"}
 
 
 @pytest.mark.parametrize(

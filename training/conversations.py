@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -186,9 +187,8 @@ def columns(
     For rewards that know only boxes, examples with nothing to find are left out.
     """
     found = examples(sources, stage, split=split, frame=frame, banks=banks)
-    rows = [row for row in found if stage != "svr" or row["boxes"] or reward not in NEED_BOXES][
-        :limit
-    ]
+    told = (row for row in found if stage != "svr" or row["boxes"] or reward not in NEED_BOXES)
+    rows = list(islice(told, limit))
     features = _REWARDED if stage == "svr" else _SUPERVISED
     if not rows:
         listed = ", ".join(source.name for source in sources)

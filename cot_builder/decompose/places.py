@@ -344,11 +344,13 @@ def _shifted(p: Parse, head: Mention) -> Mention:
 def _lent(mention: Mention, giver: Mention) -> list[Place]:
     """Return the places that one observation lends another.
 
-    One that names a site itself takes the sides alone.
+    One of another kind of place ("hilar adenopathy and effusion"), or that names a site itself,
+    takes the sides alone.
     """
-    if not mention.observation.site.sided:
+    site = mention.observation.site
+    if not site.sided:
         return []
-    if _is_strong(mention) or mention.observation.device:
+    if _is_strong(mention) or mention.observation.device or giver.observation.site is not site:
         return _sides([(side, None, False) for side, _, _ in giver.places])
     return [place for place in giver.places if place[1] is None or place[1].sided]
 
