@@ -6,8 +6,9 @@ Each pass is a function over one `Parse`, in a room of its own: structures, scop
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from cot_builder.decompose.lexicon import WORD, Lexicon, Observation, Role
+from cot_builder.decompose.lexicon import WORD, Lexicon, Observation, Role, Term
 from cot_builder.decompose.parse import Mention, Parse
 from cot_builder.decompose.places import read_places
 from cot_builder.decompose.scopes import read_cues
@@ -46,10 +47,42 @@ def _parsed(parses: list[Parse]) -> list[Parse]:
 
 
 def _read_observations(p: Parse) -> None:
+    if p.roles & Role.PLACE:
+        _read_ellipses(p)
     if observed := _observed(p):
         said = p.mentions
         p.mentions = sorted(said + observed, key=lambda m: m.first) if said else observed
         read_cues(p)
+
+
+def _read_ellipses(p: Parse) -> None:
+    """Read "the left" or "one" as the finding before: "right effusion has gone, the left not"."""
+    told: Observation | None = None
+    for i, term in enumerate(p.terms):
+        if term.observation is not None and not term.observation.device:
+            told = term.observation
+        elif term.structure is not None and i in p.used:
+            told = None
+        elif told is not None and _is_ellipsis(p, i):
+            place = () if term.place is None else (term.place,)
+            p.terms[i] = replace(WORD, observation=told, inner=place)
+
+
+def _is_ellipsis(p: Parse, i: int) -> bool:
+    """Tell whether a side or "one" stands for a finding: "the left has increased"."""
+    term, before, after = p.terms[i], p.at(i - 1), p.at(i + 1)
+    if term.text == "one":
+        sided = before.side or (after.preposition and p.at(p.past(i + 1, _is_small)).side)
+        return bool(sided) and any(t.side for t in p.terms[: i - 1]) and not p.heads_observation(i)
+    if not (term.side in ("left", "right") and term.site is None and before.determiner):
+        return False
+    end = p.past(i + 1, lambda t: not (t.lists or t.breaks or t.verdict or t.observation))
+    subject = not (p.at(i - 2).preposition or p.at(end).verdict or p.at(end).observation)
+    return subject and bool(after.verb or after.temporal or after.backward.means)
+
+
+def _is_small(term: Term) -> bool:
+    return term.preposition or term.determiner
 
 
 def _read_spans(p: Parse) -> None:

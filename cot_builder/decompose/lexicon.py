@@ -124,6 +124,7 @@ class Term:
     determiner: bool = False
     evidence: bool = False
     told_before: bool = False
+    past: bool = False
     accompanies: bool = False
     adverb: bool = False
     filler: bool = False

@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
-from cot_builder.decompose.lexicon import Observation, Place, Role, Side, Site, Term
+from cot_builder.decompose.lexicon import WORD, Observation, Place, Role, Side, Site, Term
 from cot_builder.decompose.parse import Mention, Parse, in_phrase
 from cot_builder.decompose.structures import own_side
 
@@ -95,21 +95,24 @@ def _ends_phrase(p: Parse, j: int, heads: set[int]) -> bool:
 
 def _joins_phrase(p: Parse, j: int, heads: set[int]) -> bool:
     """Tell whether "and", "or" or a comma stands inside a phrase: "right lower and middle lobe"."""
-    before, after = p.terms[j - 1], p.at(j + 1)
+    i = p.before(j - 1, lambda t: t.lists)  # "right middle, and left lower lobes"
+    before, after = p.at(i), p.at(p.past(j + 1, lambda t: t.lists))
     if not (in_phrase(before) and in_phrase(after)):
         return False
-    if j - 1 in heads or _ends_place_phrase(p, j - 1):
+    if i in heads or _ends_place_phrase(p, i):
         return False
     if p.terms[j].join == "," or (before.place and after.place):
         return True
     if before.side:
-        return not (p.at(j - 2).preposition or p.at(j - 2).stop)
-    return not before.place and (after.modifier or _follows_side(p, j - 1))
+        return not (p.at(i - 1).preposition or p.at(i - 1).stop)
+    return not before.place and (after.modifier or _follows_side(p, i))
 
 
 def _ends_place_phrase(p: Parse, j: int) -> bool:
     """Tell whether the places up to `j` have a preposition: "in the right base | and effusion"."""
-    return p.at(p.before(j, lambda t: in_phrase(t) or t.text == "the")).preposition
+    first = p.before(j, lambda t: in_phrase(t) or t.states or t.text == "the")
+    word = p.text(first + 1).partition(" ")[0]  # "below the diaphragm" is one place
+    return p.at(first).preposition or p.lexicon.terms.get(word, WORD).preposition
 
 
 def _follows_side(p: Parse, j: int) -> bool:
@@ -193,11 +196,15 @@ def _further_places(p: Parse, j: int, heads: set[int], found: list[Place]) -> in
 
 def _past_places(p: Parse, j: int) -> int:
     """Return the unit behind a run of places and their modifiers that begins at `j`."""
-    while in_phrase(term := p.at(j)) or (
-        term.lists and p.at(j + 1).place and p.at(j - 1).place and not _leads_on(p, j + 1)
-    ):
-        j += 1
-    return j
+    while True:
+        if in_phrase(p.at(j)):
+            j += 1
+            continue
+        further = p.past(j, lambda t: t.lists)
+        joins = further > j and p.at(further).place and in_phrase(p.at(j - 1))
+        if not joins or _leads_on(p, further):
+            return j
+        j = further
 
 
 def _leads_on(p: Parse, j: int) -> bool:
@@ -252,7 +259,9 @@ def _share_in_sentence(p: Parse, free: list[Mention]) -> None:
     for mention in free:
         if mention.linked_to is not None or _is_placed(mention):
             continue
-        if mention.denied:
+        if where := _places_before_where(p, mention):
+            lent = where
+        elif mention.denied:
             lent = _side_of_clear_lung(p, mention) or _side_of_subject(p, mention)
         elif lead := _leading_places(p, mention, loose):
             lent = [place for place in lead if place[0] or not _is_strong(mention)]
@@ -260,7 +269,9 @@ def _share_in_sentence(p: Parse, free: list[Mention]) -> None:
             lent = _side_of_subject(p, mention)
         mention.places = lent + mention.places
     for index, mention in enumerate(free):
-        if mention.assertion == "uncertain" and not mention.linked_to and not _is_strong(mention):
+        if mention.assertion != "uncertain" or mention.linked_to or _is_strong(mention):
+            continue
+        if not (p.at(mention.by).forward.id == "doubt" and p.at(mention.by - 1).join == ","):
             # "right base opacity may be atelectasis, but pneumonia is not excluded": there as well.
             head = next((m for m in reversed(free[:index]) if _lends(m)), None)
             if head is not None:
@@ -282,24 +293,52 @@ def _leading_places(p: Parse, mention: Mention, loose: list[int]) -> list[Place]
             t.join == ";" or t.forward.means == "emphasis" for t in p.terms[i : mention.first]
         )
     ]
-    if not lead:
+    runs = [lead[:1]]
+    for i in lead[1:]:
+        if _goes_on(p.terms[runs[-1][-1] + 1 : i]):
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    # "On the right there is an opacity, and on the left an effusion": each has its own.
+    head = next((run for run in reversed(runs) if run and _heads(p, run[0], within=True)), [])
+    if not head and len(runs) == 1 and lead and _heads(p, lead[0], within=False):
+        # "The left base shows an opacity", but "the left base is clear, there is an opacity".
+        clause = p.terms[lead[-1] + 1 : mention.first]
+        head = [] if any(map(_opens_clause, clause)) else lead
+    return _places_in([p.terms[i] for i in head])
+
+
+def _heads(p: Parse, i: int, *, within: bool) -> bool:
+    """Tell whether a place at `i` opens a clause, behind a preposition ("within") or as subject."""
+    small = p.before(i - 1, lambda t: t.determiner)
+    opens = p.before(small, lambda t: t.preposition) if within else small
+    led = opens < small if within else i == 0 or small < i - 1
+    return led and (p.mentions[0].first > i or bool(p.at(opens).join or p.at(opens).breaks))
+
+
+def _goes_on(between: list[Term]) -> bool:
+    """Tell whether two places are of one phrase: "in the right base and the left apex"."""
+    return all(in_phrase(t) or t.lists or t.preposition or t.determiner for t in between)
+
+
+def _places_before_where(p: Parse, mention: Mention) -> list[Place]:
+    """Return the places that a clause speaks of: "worse on the right, where there is edema"."""
+    where = p.before(mention.first - 1, lambda t: t.text != "where" and t.observation is None)
+    if p.at(where).text != "where":
         return []
-    before = p.at(lead[0] - 1)
-    heads = lead[0] == 0 or before.preposition or before.determiner
-    if p.mentions[0].first < lead[0]:  # "an opacity, and in the right base an effusion"
-        opens = p.at(p.before(lead[0] - 1, lambda t: t.preposition or t.determiner))
-        heads = heads and bool(opens.join or opens.breaks)
-    return _places_in([p.terms[i] for i in lead]) if heads else []
+    last = p.before(where - 1, lambda t: t.lists)
+    places = _places_in(p.terms[p.before(last, in_phrase) + 1 : last + 1])
+    return places if _sides(places) else []
 
 
 def _side_of_subject(p: Parse, mention: Mention) -> list[Place]:
-    """Return the side of the lung that a sentence is about: "the right lung shows atelectasis"."""
-    for group in p.groups:
-        if group.last < mention.first and group.members[0].structure.site.sided:
-            between = p.terms[group.last + 1 : mention.first]
-            parted = any(t.join == ";" or t.text == "but" for t in between)
-            if between and between[0].verb and not parted:
-                return _sides(own_side(p, group))
+    """Return the side of the lung that a clause is about: "the right lung shows atelectasis"."""
+    group = next((g for g in reversed(p.groups) if g.last < mention.first), None)
+    if group is None or not group.members[0].structure.site.sided:
+        return []
+    between = p.terms[group.last + 1 : mention.first]
+    if between and between[0].verb and not any(map(_opens_clause, between)):
+        return _sides(own_side(p, group))
     return []
 
 
@@ -312,9 +351,14 @@ def _side_of_clear_lung(p: Parse, mention: Mention) -> list[Place]:
     if group is None or group.members[0].structure.id != "lungs" or len(group.members) > 1:
         return []
     between = p.terms[group.last + 1 : cue]
-    if any(t.join == ";" or t.observation is not None for t in between):
+    if any(_opens_clause(t) or t.observation is not None for t in between):
         return []
     return _sides(own_side(p, group))
+
+
+def _opens_clause(term: Term) -> bool:
+    """Tell whether another subject follows: "the left lung is clear, there is no effusion"."""
+    return term.breaks and not term.relative and term.forward.id != "same_subject"
 
 
 def _share_with_explanations(p: Parse) -> None:
@@ -422,7 +466,8 @@ def _resolved(
     if "whole lung" not in site.by_side[None]:  # weak places are of the lungs: "diffuse osteopenia"
         places = tuple(place for place in places if not place[2])
     regions, lone = _regions_of_sites(places)
-    if site.sided:
+    both = any(side == "both" and at is not None and not weak for side, at, weak in places)
+    if site.sided and not both:  # "biapical scarring, right greater than left"
         regions.update(*(site.by_side[side] for side in lone))
     return tidy(regions or set(site.by_side[None]))
 

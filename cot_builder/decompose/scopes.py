@@ -119,6 +119,8 @@ def _ends_reach(p: Parse, i: int, j: int, means: str, *, seen: bool) -> bool:
         return True
     if means == "drop":
         return False
+    if seen and term.text == "only":  # "no edema, only mild congestion"
+        return True
     if term.backward.means in _JUDGING and not term.forward.means and not term.modifier:
         return True
     if seen and (term.verb or (term.accompanies and not _goes_with(p, i, j))):
@@ -162,6 +164,8 @@ def _list_goes_on(p: Parse, cue: int, comma: int, *, listed: bool, means: str) -
             break
         if not seen and (term.verb or (k in p.used and term.structure is not None)):
             return False
+        if seen and means == "negative" and not more_or and _is_clause(p, k):
+            return False  # "no effusion, pulmonary nodules are small"
         if term.verb and means != "drop":
             break  # "no effusion, the heart is large": a clause of its own
         if seen and not more_or and means == "negative" and term.backward.means == "uncertain":
@@ -181,6 +185,16 @@ def _list_goes_on(p: Parse, cue: int, comma: int, *, listed: bool, means: str) -
     if means in _HEDGING:
         return (more_or and not listed) or p.terms[cue].forward.id == "differential"
     return more_or or not (anew or listed)
+
+
+def _is_clause(p: Parse, i: int) -> bool:
+    """Tell whether more than being seen is said at `i`: "are small", "has increased"."""
+    term, after = p.terms[i], p.at(i + 1)
+    if term.temporal:
+        return not p.heads_observation(i)
+    ends = i + 1 == len(p.terms) or after.lists or after.breaks or after.preposition
+    seen = p.at(p.past(i + 1, lambda t: not t.text or t.stop)).verb  # "is currently seen"
+    return term.verb and not (ends or after.verb or seen or after.backward.means)
 
 
 # -- backward cues
@@ -231,6 +245,8 @@ def _ends_reach_back(p: Parse, j: int, last: int, means: str) -> bool:
     term = p.terms[j]
     if term.breaks or term.verb or (j in p.used and term.structure is not None):
         return True
+    if term.temporal and p.at(j - 1).observation is not None:
+        return True  # "the effusion has decreased | and the opacity is no longer seen"
     if term.join == "," and not any(t.join for t in p.terms[j + 1 : last + 1]):
         return True
     if means == "uncertain" and term.forward.means in _HEDGING:
@@ -352,7 +368,8 @@ def _explains(p: Parse, held: Hold, head: Mention) -> bool:
     cue = term.forward
     if not (cue.means in _HEDGING or cue.id in _CONTRASTS or term.mask):
         return False
-    if cue.id == "doubt" and (before.join == "and" or before.accompanies):
+    again = p.at(head.by).forward.id == "doubt"  # "probable effusion, possible edema"
+    if cue.id == "doubt" and (before.join == "and" or before.accompanies or again):
         return False  # a further item: "opacity and possible effusion"
     between = p.terms[head.last + 1 : held.cue]
     return not any(t.breaks and not t.relative for t in between)
@@ -383,14 +400,11 @@ def _alternatives(p: Parse) -> None:
 
 def _is_of_change(p: Parse, mention: Mention) -> bool:
     """Tell whether a list says what has not changed: "no change in the effusion or atelectasis"."""
-    cue = p.before(
-        mention.first - 1,
-        lambda t: (
-            t.forward.id != "change"
-            and (in_phrase(t) or t.determiner or t.lists or t.observation is not None)
-        ),
-    )
-    return p.at(cue).forward.id == "change" and not p.at(cue + 1).lists
+    cue = p.before(mention.first - 1, lambda t: t.forward.means in ("", "end"))
+    between = p.terms[cue + 1 : mention.first]
+    plain = all(in_phrase(t) or t.determiner or t.lists or t.observation for t in between)
+    within = plain or any(t.preposition for t in between)  # "no change is seen in the effusion"
+    return p.at(cue).forward.id == "change" and within and not p.at(cue + 1).lists
 
 
 def _is_list_gap(between: list[Term]) -> bool:

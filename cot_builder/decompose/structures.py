@@ -100,6 +100,8 @@ def _attach_states(p: Parse) -> None:
         if group is not None:
             denied = _denies(p, before)
             group.states.append(State(i, denied, not denied and _is_hedged(p, i)))
+    for group in p.groups:  # "the heart, which was enlarged, is now normal"
+        group.states = [s for s in group.states if not _was(p, s.at)] or group.states
 
 
 def _has_state(subject: Group | None) -> bool:
@@ -118,6 +120,11 @@ def _denies(p: Parse, i: int) -> bool:
     term = p.at(i)
     denial = p.at(i - 1) if term.verb else term
     return "negative" in (term.forward.means, denial.forward.means)
+
+
+def _was(p: Parse, i: int) -> bool:
+    """Tell whether a state is of the past: "which had been enlarged"."""
+    return p.at(p.before(i - 1, _is_filler)).past
 
 
 def _is_hedged(p: Parse, i: int) -> bool:
