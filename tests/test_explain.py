@@ -49,6 +49,12 @@ def test_words_have_their_roles(sentence: str, units: str) -> None:
             "Opacity in the right base: Lung Opacity, positive: no cue reaches it, right, lung, diseases.opacity",
             "atelectasis: Atelectasis, uncertain by 'xxxx', right, lung, diseases.atelectasis+mask",
         ]),
+        ("RLL hydropneumothorax.", ["RLL hydropneumothorax: Pneumothorax + Pleural Effusion, positive: no cue reaches it, right lung, diseases.hydropneumothorax"]),
+        ("Borderline cardiomegaly.", ["Borderline cardiomegaly: Cardiomegaly, uncertain by 'borderline', the default of heart, diseases.cardiomegaly+borderline"]),
+        ("The left effusion is gone, the right is stable.", [
+            "left effusion: Pleural Effusion, negative by 'is gone', left, diseases.effusion+absent",
+            "right: Pleural Effusion, positive: no cue reaches it, right, diseases.effusion",
+        ]),
         ("Left atelectasis or edema.", [
             "Left atelectasis: Atelectasis, one of several offered, left, diseases.atelectasis+alternatives",
             "edema: Edema, one of several offered, left, diseases.edema+alternatives",
@@ -106,6 +112,10 @@ units: comparison is made
 no chain: it carries no finding, or what it says is only supposed
 """
     )
+    adenopathy = explain("Hilar adenopathy.", BANKS)
+    assert isinstance(adenopathy, Group)
+    told = "\n".join(part.plain for part in adenopathy.renderables if isinstance(part, Text))
+    assert "positive · left hilar structures, right hilar structures\n" in told
     coloured = [
         (line.plain[span.start : span.end], span.style)
         for line in lines

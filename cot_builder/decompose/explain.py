@@ -132,7 +132,7 @@ def _why(mention: Mention, p: Parse) -> str:
         return f"{mention.assertion}: no cue reaches it"
     word = repr(p.text(mention.by))
     if not mention.said:
-        return f"{p.scope[mention.first].means} by {word}"
+        return f"{mention.assertion} by {word}"
     structure, _, state = mention.observation.rule.removeprefix("structures.").partition(".")
     if structure == "generic" or state == "generic":
         return f"a general verdict behind {word}"
