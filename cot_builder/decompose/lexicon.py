@@ -137,6 +137,7 @@ class Term:
     modifier: bool = False  # belongs to the phrase of an observation
     lists: bool = False  # joins the items of a list
     breaks: bool = False  # ends the reach of a cue
+    stands: bool = False  # a bare side or a pronoun, which may stand for a finding
     roles: int = 0  # bits of Role: a pass is left out where no term of a sentence has its role
     inner: tuple[Place, ...] = ()  # the places in an observation's own phrase ("apical cap")
 
@@ -162,6 +163,8 @@ class Role:
     GENERIC = 2048
     SEVERITY = 4096
     COLON = 8192
+    STANDS = 16384
+    WHERE = 32768
 
 
 def _roles(term: Term) -> int:
@@ -180,6 +183,8 @@ def _roles(term: Term) -> int:
         | Role.GENERIC * term.generic
         | Role.SEVERITY * (term.severity is not None)
         | Role.COLON * (term.join == ":")
+        | Role.STANDS * term.stands
+        | Role.WHERE * (term.text == "where")
     )
 
 
@@ -465,6 +470,9 @@ def _add_attributes(terms: _Terms, attributes: Row) -> None:
 # -- what follows from the roles
 
 
+_PRONOUNS: Final = frozenset({"one", "trace", "that", "those"})
+
+
 def _derive(terms: Mapping[str, Term]) -> None:
     for term in terms.values():
         if term.site is not None or term.side is not None:
@@ -472,6 +480,8 @@ def _derive(terms: Mapping[str, Term]) -> None:
         term.modifier = bool(term.plain or term.severity or term.temporal or term.mask)
         term.lists = term.join in (",", "and", "or")
         term.breaks = term.join == ";" or term.forward.means == "end"
+        bare = term.side in ("left", "right") and term.site is None
+        term.stands = term.observation is None and (bare or term.text in _PRONOUNS)
         term.roles = _roles(term)
     places = {phrase: term.place for phrase, term in terms.items() if _tells_side(term)}
     for phrase, term in terms.items():

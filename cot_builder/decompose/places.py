@@ -154,6 +154,10 @@ def _read_behind(p: Parse, mention: Mention, heads: set[int], quiet: set[int]) -
             if further is None:
                 break
             j = further
+        elif term.join == "," and not (found or mention.places) and _trails(p, j + 1):
+            j += 1
+        elif term.join == "(" and (aside := _past_aside(p, j)) is not None:
+            j = aside
         elif _ends_behind(p, j):
             break
         else:
@@ -163,17 +167,35 @@ def _read_behind(p: Parse, mention: Mention, heads: set[int], quiet: set[int]) -
     mention.places += found
 
 
+def _past_aside(p: Parse, j: int) -> int | None:
+    """Return the unit behind brackets, if a place follows: "scar (linear) in the left base"."""
+    close = p.past(j + 1, lambda t: t.join != "(" and t.observation is None)
+    after = p.at(close + 1)
+    return close + 1 if p.at(close).join == "(" and (after.preposition or after.place) else None
+
+
 def _ends_behind(p: Parse, j: int) -> bool:
     """Tell whether no place of an observation before `j` can follow there."""
     term = p.terms[j]
     if term.join == ",":
-        return not (p.at(j + 1).side == "both" or _is_other_side(p, j + 1))
+        return not (_is_other_side(p, j + 1) or _is_on_both(p, j + 1))
     if term.forward.means and not term.preposition:
         return True
     if term.accompanies or term.join or term.observation is not None:
         return True
     small = term.preposition or term.stop or term.shape
     return not (small or term.modifier or term.structure or term.states or not term.text)
+
+
+def _is_on_both(p: Parse, j: int) -> bool:
+    """Tell whether a finding is said to be on both sides: "bilaterally", not "both unchanged"."""
+    return p.at(j).side == "both" and (p.at(j).text != "both" or p.at(j + 1).place is not None)
+
+
+def _trails(p: Parse, j: int) -> bool:
+    """Tell whether places at `j` end a clause: "calcified granuloma, right base"."""
+    end = _past_places(p, j)
+    return end > j and (end == len(p.terms) or p.at(end).breaks) and not _leads_on(p, j)
 
 
 def _is_other_side(p: Parse, j: int) -> bool:
@@ -259,7 +281,7 @@ def _share_in_sentence(p: Parse, free: list[Mention]) -> None:
     for mention in free:
         if mention.linked_to is not None or _is_placed(mention):
             continue
-        if where := _places_before_where(p, mention):
+        if p.roles & Role.WHERE and (where := _places_before_where(p, mention)):
             lent = where
         elif mention.denied:
             lent = _side_of_clear_lung(p, mention) or _side_of_subject(p, mention)
@@ -285,6 +307,8 @@ def _lends(head: Mention) -> bool:
 
 def _leading_places(p: Parse, mention: Mention, loose: list[int]) -> list[Place]:
     """Return the places that head a sentence: "In the right lung, there is an opacity"."""
+    if not loose:
+        return []
     lead = [
         i
         for i in loose
@@ -312,7 +336,7 @@ def _heads(p: Parse, i: int, *, within: bool) -> bool:
     """Tell whether a place at `i` opens a clause, behind a preposition ("within") or as subject."""
     small = p.before(i - 1, lambda t: t.determiner)
     opens = p.before(small, lambda t: t.preposition) if within else small
-    led = opens < small if within else i == 0 or small < i - 1
+    led = opens < small if within else i == 0 or small < i - 1 or p.at(i - 1).join == ";"
     return led and (p.mentions[0].first > i or bool(p.at(opens).join or p.at(opens).breaks))
 
 
@@ -436,7 +460,7 @@ def takes_back(p: Parse, mention: Mention) -> bool:
 
 def _is_guess(p: Parse, mention: Mention) -> bool:
     """Tell whether a sentence only names what may explain the one before: "Possible pneumonia."."""
-    alone = p.mentions == [mention] and mention.assertion == "uncertain" and mention.by == 0
+    alone = mention.by == 0 and mention.assertion == "uncertain" and p.mentions == [mention]
     return alone and all(
         t.modifier or t.forward.means == "uncertain" or t.observation is not None for t in p.terms
     )

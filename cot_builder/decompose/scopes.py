@@ -139,7 +139,8 @@ def _takes_over(p: Parse, i: int, j: int, means: str) -> bool:
     cue = p.terms[j].forward
     if means == "negative":
         after_comma = p.terms[j - 1].join == "," and not cue.nested
-        return (cue.means == "negative" and j > i + 1) or (cue.means == "uncertain" and after_comma)
+        anew = cue.means in ("negative", "none") and j > i + 1
+        return anew or (cue.means == "uncertain" and after_comma)
     return means in _HEDGING and cue.means in ("negative", "none") and cue.id != "resolved"
 
 
@@ -176,15 +177,28 @@ def _list_goes_on(p: Parse, cue: int, comma: int, *, listed: bool, means: str) -
     first = p.terms[begin]
     if first.forward.means in _JUDGING and not first.forward.nested:
         return False
+    if means == "negative" and p.at(comma).join == "," and _is_device_list(p, cue, begin):
+        return False
     if means == "drop":
         return True
     # "No edema and small effusion" begins anew, "resolution of edema and small effusion" does not.
-    anew = (first.positive_start or first.side) and p.terms[cue].forward.id != "resolved"
+    of = p.terms[cue].forward.id == "resolved" and p.text(cue).endswith(" of")
+    anew = (first.positive_start or first.side) and not of
     if p.terms[comma].join == "and":
         return means != "negative" or not anew
     if means in _HEDGING:
         return (more_or and not listed) or p.terms[cue].forward.id == "differential"
     return more_or or not (anew or listed)
+
+
+def _is_device_list(p: Parse, cue: int, begin: int) -> bool:
+    """Tell whether devices follow findings that are denied: "no fracture, and surgical clips"."""
+    denied, listed = (
+        [t.observation.device for t in terms if t.observation]
+        for terms in (p.terms[cue:begin], p.terms[begin:])
+    )
+    offered = any(t.join == "or" for t in p.terms[begin:])
+    return not offered and denied[-1:] == [False] and listed[:1] == [True]
 
 
 def _is_clause(p: Parse, i: int) -> bool:
@@ -319,9 +333,10 @@ def _assert_mentions(p: Parse) -> None:
             held = p.scope[mention.first]
             if held.means == "drop" and not mention.observation.fact:
                 continue
-            if kept and _is_broken_device(p, kept[-1], mention):
+            if kept and kept[-1].observation.device and _is_broken(p, kept[-1], mention):
                 continue
-            _judge(p, mention, held)
+            if held.means != "uncertain" or not _is_of_attribute(p, mention, held.cue):
+                _judge(p, mention, held)
             if explained is not None and _explains(p, held, explained):
                 mention.linked_to = explained
             elif not mention.denied:
@@ -333,9 +348,16 @@ def _assert_mentions(p: Parse) -> None:
     p.mentions = kept
 
 
-def _is_broken_device(p: Parse, device: Mention, mention: Mention) -> bool:
+def _is_of_attribute(p: Parse, mention: Mention, cue: int) -> bool:
+    """Tell whether a hedge behind a finding is of its kind or place: "nodule, likely calcified"."""
+    after = p.at(cue + 1)
+    device = mention.observation.device and after.preposition
+    return cue > mention.last and (after.plain or device)
+
+
+def _is_broken(p: Parse, device: Mention, mention: Mention) -> bool:
     """Tell whether a fracture is of no bone: "the second sternal wire is fractured"."""
-    if not (device.observation.device and "Fracture" in mention.observation.diseases):
+    if "Fracture" not in mention.observation.diseases:
         return False
     between = p.terms[device.last + 1 : mention.first]
     said = between and not any(t.join or t.accompanies or t.place or t.breaks for t in between)

@@ -38,7 +38,19 @@ def _find_groups(p: Parse) -> None:
         if structure is not None and not _is_place_only(p, i):
             p.groups.append(_group(p, Member(i, i, structure)))
             i = p.groups[-1].last
+        elif p.groups and p.terms[i].stands and _is_the_other(p, i, p.groups[-1]):
+            p.groups.append(Group([Member(i, i, p.groups[-1].members[0].structure)], True, i, i))
         i += 1
+
+
+def _is_the_other(p: Parse, i: int, group: Group) -> bool:
+    """Tell whether a side stands for a structure: "the right hilum is normal, the left is full"."""
+    term, behind = p.terms[i], p.terms[i + 1 : i + 5]
+    if not (term.side and p.at(i + 1).verb):
+        return False
+    named = p.at(i - 1).determiner and not p.at(i - 2).preposition and own_side(p, group)
+    parted = any(t.observation is not None for t in (*p.terms[group.last : i], *behind))
+    return bool(named) and not parted and any(t.states for t in behind)
 
 
 def _is_place_only(p: Parse, i: int) -> bool:
@@ -100,8 +112,9 @@ def _attach_states(p: Parse) -> None:
         if group is not None:
             denied = _denies(p, before)
             group.states.append(State(i, denied, not denied and _is_hedged(p, i)))
-    for group in p.groups:  # "the heart, which was enlarged, is now normal"
-        group.states = [s for s in group.states if not _was(p, s.at)] or group.states
+    for group in p.groups:
+        if len(group.states) > 1:  # "the heart, which was enlarged, is now normal"
+            group.states = [s for s in group.states if not _was(p, s.at)] or group.states
 
 
 def _has_state(subject: Group | None) -> bool:
