@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cot_builder.decompose import Decomposer
 from cot_builder.decompose.places import regions_of
 from cot_builder.records import Chain, Decomposition, Section
+from cot_builder.sentences import split_sentences
 from eval.chains import read_gold, score
 from knowledge_banks import load_banks
 
@@ -476,6 +477,7 @@ def test_a_rule_is_the_bank_entry_that_a_mention_is_of(decomposer: Decomposer) -
     for gold in GOLD.parent.glob("*.jsonl"):
         for row in read_gold(gold):
             found = decompose(decomposer, row["findings"])
+            sentences = [*split_sentences(Section("findings", row["findings"]))]
             for chain in found.chains:
                 rule, _, version = chain.rule.partition("@")
                 entry = rule.partition("+")[0].partition("~")[0]
@@ -485,6 +487,8 @@ def test_a_rule_is_the_bank_entry_that_a_mention_is_of(decomposer: Decomposer) -
                 assert version == banks.version
                 seen.add(entry.partition(".")[0])
             for finding in found.unmapped:
+                assert sentences[finding.sentence].start <= finding.start
+                assert finding.start < sentences[finding.sentence].end
                 entry = finding.rule.partition("@")[0].partition("+")[0].partition("~")[0]
                 assert entries[entry][0] == set()
                 seen.add(entry.partition(".")[0])
@@ -565,6 +569,8 @@ def test_coverage_counts_sentences_that_bear_a_finding(decomposer: Decomposer) -
     text = "PA and lateral views were obtained. Lungs are clear. Costal frobnication is seen."
     found = decompose(decomposer, text)
     assert (found.sentences, found.bearing, found.covered) == (3, 2, 1)
+    found = decompose(decomposer, "As compared to the prior radiograph, the effusion is smaller.")
+    assert (found.sentences, found.bearing, found.covered) == (1, 1, 1)
 
 
 def test_offsets_are_exact_and_results_do_not_depend_on_the_cache(decomposer: Decomposer) -> None:
