@@ -165,7 +165,8 @@ def _list_goes_on(p: Parse, cue: int, comma: int, *, listed: bool, means: str) -
             break
         if not seen and (term.verb or (k in p.used and term.structure is not None)):
             return False
-        if seen and means == "negative" and not more_or and _is_clause(p, k):
+        said = seen and not more_or and (term.verb or term.temporal)
+        if said and means == "negative" and _is_clause(p, k):
             return False  # "no effusion, pulmonary nodules are small"
         if term.verb and means != "drop":
             break  # "no effusion, the heart is large": a clause of its own
