@@ -504,12 +504,13 @@ def _regions_of_sites(places: Sequence[Place]) -> tuple[set[str], set[Side | Non
     regions: set[str] = set()
     waiting: list[Site] = []  # for a side behind them
     current: Side | None = None
+    fresh = False  # no site has taken the current side yet
     for side, site, weak in places:
         if site is None:
-            current = side
+            current, fresh = side, True
         elif not (weak and (strong or (side == "both" and one_sided))):
-            if _takes_side(side, site, current):
-                side = current
+            if _takes_side(side, site, current, fresh=fresh):
+                side, fresh = current, False
                 lone.discard(current)
             if side is None and site.sided:
                 waiting.append(site)
@@ -521,10 +522,11 @@ def _regions_of_sites(places: Sequence[Place]) -> tuple[set[str], set[Side | Non
     return regions, set() if waiting else lone
 
 
-def _takes_side(side: Side | None, site: Site, current: Side | None) -> bool:
+def _takes_side(side: Side | None, site: Site, current: Side | None, *, fresh: bool) -> bool:
+    """Tell whether a site takes the side before it: a side of its own gives way to a fresh one."""
     if side is None:
         return current is not None and site.sided
-    return side != "both" and current in ("left", "right")
+    return fresh and side != "both" and current in ("left", "right")
 
 
 def tidy(regions: set[str]) -> frozenset[str]:

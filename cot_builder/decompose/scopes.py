@@ -45,6 +45,8 @@ def _takes_hold(p: Parse, i: int) -> bool:
         return False
     if term.text == "not" and p.at(i + 1).states:
         return False  # denies the state, not what follows it
+    if cue.means == "emphasis" and p.heads_observation(i + 1):
+        return False  # "more extensive consolidation on the left"
     return cue.id != "favor_over" or any(t.text.startswith("favor") for t in p.terms[:i])
 
 
@@ -252,7 +254,8 @@ def _before_aside(p: Parse, last: int) -> int:
     if p.at(last).join != ",":
         return last
     comma = p.before(last - 1, lambda t: t.join != ",")
-    held = p.at(comma + 1).relative or all(map(in_phrase, p.terms[comma + 1 : last]))
+    aside = p.terms[comma + 1 : last]
+    held = p.at(comma + 1).relative or all(in_phrase(t) or not t.text for t in aside)
     return comma - 1 if held else last
 
 

@@ -111,7 +111,8 @@ def _attach_states(p: Parse) -> None:
             group = None if _modifies_observation(p, i) else _subject(p, i)
         if group is not None:
             denied = _denies(p, before)
-            group.states.append(State(i, denied, not denied and _is_hedged(p, i)))
+            hedged = not denied and (_is_hedged(p, i) or _is_doubted(p, group))
+            group.states.append(State(i, denied, hedged))
     for group in p.groups:
         if len(group.states) > 1:  # "the heart, which was enlarged, is now normal"
             group.states = [s for s in group.states if not _was(p, s.at)] or group.states
@@ -147,6 +148,12 @@ def _is_hedged(p: Parse, i: int) -> bool:
         and not any(t.join or t.structure for t in p.terms[j + 1 : i])
         for j in range(max(0, i - 4), i)
     )
+
+
+def _is_doubted(p: Parse, group: Group) -> bool:
+    """Tell whether a clause is in doubt: "it is hard to tell if the heart is enlarged"."""
+    cue = p.before(group.first - 1, lambda t: t.determiner)
+    return cue < group.first - 1 and p.terms[cue].forward.id == "hedge" and cue >= 0
 
 
 def _group_ahead(p: Parse, i: int, starts: dict[int, Group]) -> Group | None:
