@@ -367,7 +367,7 @@ def _say_state(
     mention = _say(p, first, last, structure.means[name].observation, assertion, state.at)
     hedged = state.hedged and assertion == "uncertain"
     mention.cue = "denied" if state.denied else "hedged" if hedged else ""
-    near = first - 4 <= state.at < first and first == group.first  # "fullness of the left hilum"
+    near = first - 6 <= state.at < first and first == group.first  # "fullness of the left hilum"
     if near and all(term.observation is None for term in p.terms[state.at + 1 : first]):
         mention.left = state.at
     elif state.at > last and last == group.last:
