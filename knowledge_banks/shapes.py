@@ -109,7 +109,7 @@ SHAPES: Final[dict[str, dict[str, Shape]]] = {
         "small_words": {
             "determiner": PHRASES, "adverb": PHRASES, "filler": PHRASES, "relative": PHRASES,
             "accompanies": PHRASES, "verdict": PHRASES, "evidence": PHRASES, "told_before": PHRASES,
-            "past?": PHRASES,
+            "past?": PHRASES, "stands?": PHRASES,
         },
         "body_parts": {"outside": WORDS, "chest": WORDS, "terms": PHRASES},
     },

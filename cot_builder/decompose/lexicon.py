@@ -130,6 +130,7 @@ class Term:
     filler: bool = False
     relative: bool = False
     verdict: bool = False
+    stands: bool = False  # a pronoun, or a bare side, which may stand for a finding
     # "," is a comma, "and", "or" ("versus" too); ";" ends a clause, ":" and brackets part it.
     join: str = ""
     # Derived from the roles.
@@ -137,7 +138,6 @@ class Term:
     modifier: bool = False  # belongs to the phrase of an observation
     lists: bool = False  # joins the items of a list
     breaks: bool = False  # ends the reach of a cue
-    stands: bool = False  # a bare side or a pronoun, which may stand for a finding
     roles: int = 0  # bits of Role: a pass is left out where no term of a sentence has its role
     inner: tuple[Place, ...] = ()  # the places in an observation's own phrase ("apical cap")
 
@@ -470,9 +470,6 @@ def _add_attributes(terms: _Terms, attributes: Row) -> None:
 # -- what follows from the roles
 
 
-_PRONOUNS: Final = frozenset({"one", "trace", "that", "those"})
-
-
 def _derive(terms: Mapping[str, Term]) -> None:
     for term in terms.values():
         if term.site is not None or term.side is not None:
@@ -481,7 +478,7 @@ def _derive(terms: Mapping[str, Term]) -> None:
         term.lists = term.join in (",", "and", "or")
         term.breaks = term.join == ";" or term.forward.means == "end"
         bare = term.side in ("left", "right") and term.site is None
-        term.stands = term.observation is None and (bare or term.text in _PRONOUNS)
+        term.stands = term.observation is None and (bare or term.stands)
         term.roles = _roles(term)
     places = {phrase: term.place for phrase, term in terms.items() if _tells_side(term)}
     for phrase, term in terms.items():
